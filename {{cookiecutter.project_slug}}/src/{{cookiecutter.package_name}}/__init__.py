@@ -1,0 +1,1 @@
+"""{{ cookiecutter.__project_name }}: a machine-learning system in seven steps."""

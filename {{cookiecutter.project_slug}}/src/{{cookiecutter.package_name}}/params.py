@@ -1,0 +1,614 @@
+"""params.yaml, typed and frozen: the one place with numbers in it.
+
+`load()` reads the file, lets environment variables override single values
+(``PARAMS__MODEL__SEED=3``), refuses what it does not know, and says which line to change.
+"""
+
+import difflib
+import os
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+PATH = Path("params.yaml")
+ENV_PREFIX = "PARAMS__"
+
+Task = Literal["binary", "multiclass", "regression"]
+Kind = Literal["number", "category", "text", "date", "boolean"]
+Label = bool | int | float | str
+Share = float  # 0 to 1
+
+#: Every metric the system can measure, and whether a higher value is the better one.
+HIGHER_IS_BETTER: Mapping[str, bool] = {
+    "roc_auc": True,
+    "average_precision": True,
+    "precision": True,
+    "recall": True,
+    "f1": True,
+    "false_positive_rate": False,
+    "review_rate": False,
+    "brier": False,
+    "log_loss": False,
+    "calibration_error": False,
+    "accuracy": True,
+    "balanced_accuracy": True,
+    "f1_macro": True,
+    "top2_accuracy": True,
+    "mae": False,
+    "rmse": False,
+    "median_absolute_error": False,
+    "mape": False,
+    "r2": True,
+}
+METRICS_OF: Mapping[Task, tuple[str, ...]] = {
+    "binary": tuple(HIGHER_IS_BETTER)[:12],
+    "multiclass": ("accuracy", "balanced_accuracy", "f1_macro", "top2_accuracy", "log_loss", "calibration_error"),
+    "regression": ("mae", "rmse", "median_absolute_error", "mape", "r2"),
+}
+
+
+class ParamsError(ValueError):
+    """params.yaml says something that cannot be; the message names the line and the mend."""
+
+
+class Section(BaseModel):
+    """A frozen group of values that refuses keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+# ---- requirements ------------------------------------------------------------------------
+
+
+class Kpi(Section):
+    """The business number the system is for, and how the ML metric is expected to move it."""
+
+    name: str
+    unit: str
+    baseline: float
+    target: float
+    better: Literal["lower", "higher"]
+    moved_by: str
+
+    @model_validator(mode="after")
+    def _target_is_better(self) -> "Kpi":
+        gain = self.target - self.baseline if self.better == "higher" else self.baseline - self.target
+        if gain <= 0:
+            raise ValueError(f"target {self.target:g} is no better than baseline {self.baseline:g}; "
+                             f"{self.better} is better here, so give a {self.better} target")
+        return self
+
+
+class Target(Section):
+    """A bound on a metric: exactly one of `at_least` and `at_most`, in the metric's direction."""
+
+    metric: str
+    at_least: float | None = None
+    at_most: float | None = None
+    unit: str
+    baseline: float | None = None
+
+    @property
+    def bound(self) -> float:
+        """The number to reach, whichever the direction."""
+        return self.at_least if self.at_least is not None else self.at_most  # type: ignore[return-value]
+
+    def met_by(self, value: float) -> bool:
+        """Whether `value` satisfies the bound; NaN never does."""
+        return value >= self.bound if self.at_least is not None else value <= self.bound
+
+    @model_validator(mode="after")
+    def _direction(self) -> "Target":
+        if self.metric not in HIGHER_IS_BETTER:
+            raise ValueError(f"metric {self.metric!r} is not known{_closest(self.metric, HIGHER_IS_BETTER)}")
+        higher = HIGHER_IS_BETTER[self.metric]
+        if (self.at_least is None) == (self.at_most is None) or (self.at_least is None) == higher:
+            raise ValueError(f"{self.metric} is better when {'higher' if higher else 'lower'}; "
+                             f"give {'at_least' if higher else 'at_most'} and nothing else")
+        if self.baseline is not None and not (self.bound > self.baseline if higher else self.bound < self.baseline):
+            raise ValueError(f"target {self.bound:g} is no better than baseline {self.baseline:g}")
+        return self
+
+
+class Latency(Section):
+    """Service latency in milliseconds."""
+
+    p50: float = Field(gt=0)
+    p99: float = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Latency":
+        if self.p50 > self.p99:
+            raise ValueError(f"p50 {self.p50:g} is above p99 {self.p99:g}; half of the requests cannot be slower than 99 % of them")
+        return self
+
+
+class Scale(Section):
+    """How much there is, today and in a year."""
+
+    requests_per_day_now: int = Field(gt=0)
+    requests_per_day_in_a_year: int = Field(gt=0)
+    models: int = Field(gt=0)
+    training_rows: int = Field(gt=0)
+
+
+class Constraints(Section):
+    """What the system may not do."""
+
+    personal_columns: tuple[str, ...]
+    privacy: str
+    interpretability: str
+    human_in_the_loop: str
+    fallback_allowed: bool
+
+
+class Quality(Section):
+    """One of the four qualities of an ML system and the requirements that prove it."""
+
+    means: str
+    proven_by: tuple[str, ...]
+
+
+class Qualities(Section):
+    """Reliability, scalability, maintainability, adaptability."""
+
+    reliability: Quality
+    scalability: Quality
+    maintainability: Quality
+    adaptability: Quality
+
+
+class Requirements(Section):
+    """What the business needs; every gate, alert and document reads it from here."""
+
+    goal: str
+    owner: str
+    users: tuple[str, ...] = Field(min_length=1)
+    stakeholders: tuple[str, ...]
+    kpi: Kpi
+    quality: tuple[Target, ...] = Field(min_length=1)
+    guard_rails: tuple[Target, ...]
+    lift_over_baseline: float = Field(ge=0)
+    latency_ms: Latency
+    throughput_per_second: float = Field(gt=0)
+    availability: float = Field(gt=0, lt=1)
+    cost_per_prediction_usd: float = Field(gt=0)
+    scale: Scale
+    label_delay_days: float = Field(ge=0)
+    constraints: Constraints
+    qualities: Qualities
+
+    def ids(self) -> tuple[str, ...]:
+        """The name of every requirement a check can prove, in reading order."""
+        return (
+            "ml_or_rules",
+            "data_contract",
+            "no_leak",
+            *(f"quality.{t.metric}" for t in self.quality),
+            *(f"guard_rails.{t.metric}" for t in self.guard_rails),
+            "lift_over_baseline",
+            "worst_slice",
+            "protected_gap",
+            "champion",
+            "kpi",
+            "parity",
+            "bundle",
+            "latency_ms.p50",
+            "latency_ms.p99",
+            "throughput_per_second",
+            "cost_per_prediction_usd",
+            "availability",
+            "layers",
+            "retraining",
+        )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Requirements":
+        per_second = self.scale.requests_per_day_in_a_year / 86_400
+        if per_second > self.throughput_per_second:
+            raise ValueError(f"scale.requests_per_day_in_a_year means {per_second:,.0f} requests a second on average, "
+                             f"above throughput_per_second {self.throughput_per_second:g}; raise the throughput")
+        for name, quality in self.qualities:
+            for proof in quality.proven_by:
+                if proof not in self.ids():
+                    raise ValueError(f"qualities.{name}.proven_by names {proof!r}, which no check proves{_closest(proof, self.ids())}")
+        return self
+
+
+# ---- framing -----------------------------------------------------------------------------
+
+
+class Input(Section):
+    """One input of the problem contract, named as in the data."""
+
+    name: str = Field(min_length=1)
+    kind: Kind
+    origin: Literal["request", "history"] = Field("request", alias="from")
+    max_missing: Share = Field(0.0, ge=0, le=1)
+    min: float | None = None
+    max: float | None = None
+    values: tuple[Label, ...] | None = None
+    unit: str = ""
+    describes: str = ""
+
+    @property
+    def nullable(self) -> bool:
+        """Whether a request may leave the value out by sending null."""
+        return self.max_missing > 0
+
+    @model_validator(mode="after")
+    def _fits_its_kind(self) -> "Input":
+        if self.kind != "number" and (self.min is not None or self.max is not None):
+            raise ValueError(f"min and max are for numbers; {self.name!r} is a {self.kind}")
+        if self.kind != "category" and self.values is not None:
+            raise ValueError(f"values are for categories; {self.name!r} is a {self.kind}")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min {self.min:g} is above max {self.max:g}")
+        return self
+
+
+class Answer(Section):
+    """An answer to one of the five questions, with its reason."""
+
+    answer: bool
+    because: str
+
+
+class Questions(Section):
+    """The five questions that decide between machine learning and rules."""
+
+    is_there_a_pattern: Answer
+    is_there_enough_data: Answer
+    would_rules_be_too_complex: Answer
+    must_it_generalize_to_unseen_cases: Answer
+    is_interpretability_critical: Answer
+
+
+class Framing(Section):
+    """The problem contract: what goes in, what comes out, how it is learned and measured."""
+
+    task: Task
+    target: str
+    positive: Label | None = None
+    unit: str = ""
+    metric: str
+    objective: str
+    why: str
+    entity: str | None = None
+    time: str | None = None
+    label_time: str | None = None
+    inputs: tuple[Input, ...] = Field(min_length=1)
+    questions: Questions
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Framing":
+        if self.metric not in METRICS_OF[self.task]:
+            raise ValueError(f"metric {self.metric!r} does not measure a {self.task} task; give one of {', '.join(METRICS_OF[self.task])}")
+        if (self.task == "binary") != (self.positive is not None):
+            raise ValueError("positive names the label to find in a binary task, and in no other: give it exactly there")
+        names = [i.name for i in self.inputs]
+        twice = {n for n in names if names.count(n) > 1}
+        if twice:
+            raise ValueError(f"inputs name {sorted(twice)[0]!r} twice; keep one")
+        if self.target in names:
+            raise ValueError(f"the target {self.target!r} is among the inputs; take it out")
+        if self.time is None and self.label_time is not None:
+            raise ValueError("label_time needs an event time: give time too")
+        return self
+
+
+# ---- data, model, evaluation, deployment, monitoring -------------------------------------
+
+
+class Sample(Section):
+    """Settings of the simulator that makes the sample data."""
+
+    rows: int = Field(gt=0)
+    seed: int
+    start: str
+    days: int = Field(gt=0)
+    drift: Literal["none", "covariate", "concept"]
+    drift_day: int = Field(ge=0)
+
+
+class Split(Section):
+    """How rows are divided; the test part is what train and validation leave."""
+
+    by: Literal["time", "group", "random"]
+    train: Share = Field(gt=0, lt=1)
+    validation: Share = Field(gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _leaves_a_test_part(self) -> "Split":
+        if self.train + self.validation >= 1:
+            raise ValueError(f"train {self.train:g} + validation {self.validation:g} leave nothing to test on; keep the sum below 1")
+        return self
+
+
+class Data(Section):
+    """Where rows come from and what must hold before anything learns from them."""
+
+    raw: str
+    sample: Sample | None
+    split: Split
+    leak_limit: Share = Field(gt=0.5, le=1)
+    rows_listed: int = Field(gt=0)
+    memory_gb: float = Field(gt=0)
+
+
+class Boosting(Section):
+    """HistGradientBoosting (scikit-learn user guide 1.11.1.1)."""
+
+    learning_rate: float = Field(gt=0, le=1)
+    max_iter: int = Field(gt=0)
+    max_leaf_nodes: int = Field(gt=1)
+    min_samples_leaf: int = Field(gt=0)
+    l2_regularization: float = Field(ge=0)
+
+
+class Linear(Section):
+    """Logistic or ridge regression."""
+
+    c: float = Field(gt=0)
+
+
+class Tune(Section):
+    """The search over the estimator's settings."""
+
+    trials: int = Field(gt=0)
+    folds: int = Field(gt=1)
+
+
+class Model(Section):
+    """What is trained."""
+
+    kind: Literal["boosting", "linear"]
+    seed: int
+    one_hot_up_to: int = Field(ge=1)
+    max_words: int = Field(gt=0)
+    boosting: Boosting
+    linear: Linear
+    rule_depth: int = Field(gt=0, le=6)
+    tune: Tune
+
+
+class Threshold(Section):
+    """How the decision threshold of a binary task is chosen, on the validation part."""
+
+    by: Literal["cost", "precision", "recall"]
+    false_positive_usd: float = Field(0.0, ge=0)
+    false_negative_usd: float = Field(0.0, ge=0)
+    at_least: Share = Field(0.0, ge=0, le=1)
+
+
+class Slices(Section):
+    """Parts of the test data that must not collapse, and those that must be treated alike."""
+
+    columns: tuple[str, ...]
+    protected: tuple[str, ...]
+    metric: str
+    min_rows: int = Field(gt=0)
+    max_drop: float = Field(gt=0)
+    max_gap: float = Field(gt=0)
+
+
+class Experiment(Section):
+    """Design of the online test."""
+
+    smallest_effect: float = Field(gt=0)
+    kpi_std: float = Field(gt=0)
+    significance: float = Field(gt=0, lt=1)
+    power: float = Field(gt=0, lt=1)
+    challenger_share: Share = Field(gt=0, lt=1)
+
+
+class Evaluation(Section):
+    """How success is measured, and when a challenger may replace the champion."""
+
+    bootstrap: int = Field(ge=100)
+    confidence: Share = Field(gt=0.5, lt=1)
+    threshold: Threshold | None
+    slices: Slices
+    promote: Literal["better", "not_worse"]
+    experiment: Experiment
+
+
+class Parity(Section):
+    """How closely the export must follow the trained pipeline."""
+
+    rows: int = Field(gt=0)
+    max_difference: float = Field(gt=0)
+
+
+class Log(Section):
+    """The prediction log."""
+
+    path: str
+    flush_seconds: float = Field(gt=0)
+    queue: int = Field(gt=0)
+
+
+class Limits(Section):
+    """What one request may hold."""
+
+    records: int = Field(gt=0)
+    body_kb: int = Field(gt=0)
+
+
+class LoadTest(Section):
+    """The short load test that gates a deployment."""
+
+    seconds: float = Field(gt=0, le=60)
+    rate_per_second: float = Field(gt=0)
+    connections: int = Field(gt=0, le=64)
+
+
+class Deployment(Section):
+    """How predictions are served and what one costs."""
+
+    host: str
+    port: int = Field(gt=0, lt=65_536)
+    parity: Parity
+    log: Log
+    limits: Limits
+    load_test: LoadTest
+    core_hour_usd: float = Field(gt=0)
+    max_replicas: int = Field(gt=0)
+
+
+class Drift(Section):
+    """When a column counts as moved."""
+
+    psi: float = Field(gt=0)
+    significance: float = Field(gt=0, lt=1)
+    min_rows: int = Field(gt=0)
+
+
+class Monitoring(Section):
+    """What is watched, and when the system is retrained."""
+
+    window_hours: float = Field(gt=0)
+    drift: Drift
+    max_missing_increase: Share = Field(gt=0, le=1)
+    retrain_after_days: int = Field(gt=0)
+
+
+class Params(Section):
+    """The seven sections, in the order of the seven steps."""
+
+    requirements: Requirements
+    framing: Framing
+    data: Data
+    model: Model
+    evaluation: Evaluation
+    deployment: Deployment
+    monitoring: Monitoring
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> "Params":
+        task = self.framing.task
+        for target in (*self.requirements.quality, *self.requirements.guard_rails):
+            if target.metric not in METRICS_OF[task]:
+                raise ValueError(f"requirements ask for {target.metric}, which does not measure a {task} task; give one of {', '.join(METRICS_OF[task])}")
+        if self.evaluation.slices.metric not in METRICS_OF[task]:
+            raise ValueError(f"evaluation.slices.metric {self.evaluation.slices.metric!r} does not measure a {task} task")
+        if (self.evaluation.threshold is None) != (task != "binary"):
+            raise ValueError("evaluation.threshold is for binary tasks: give one there and null elsewhere")
+        if self.data.split.by == "time" and self.framing.time is None:
+            raise ValueError("data.split.by is time, but framing.time names no column; name it or split by group or random")
+        if self.data.split.by == "group" and self.framing.entity is None:
+            raise ValueError("data.split.by is group, but framing.entity names no column; name it or split at random")
+        names = {i.name for i in self.framing.inputs}
+        for column in (*self.evaluation.slices.columns, *self.evaluation.slices.protected):
+            if column not in names:
+                raise ValueError(f"evaluation.slices names {column!r}, which is not an input{_closest(column, names)}")
+        for column in self.requirements.constraints.personal_columns:
+            if column in names:
+                raise ValueError(f"requirements.constraints.personal_columns holds {column!r}, so the model may not read it; take it out of framing.inputs")
+        return self
+
+
+# ---- reading -----------------------------------------------------------------------------
+
+
+def load(path: Path = PATH) -> Params:
+    """Read, override from the environment, and check.
+
+    Raises:
+        ParamsError: with one line per mistake: file, line, key, what is wrong.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        raw = yaml.safe_load(text)
+    except FileNotFoundError:
+        raise ParamsError(f"{path} is not here; run this from the project's folder") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ParamsError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise ParamsError(f"{path} holds no sections; it needs {', '.join(Params.model_fields)}")
+    for key, value in overrides(os.environ).items():
+        _put(raw, key, value)
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        lines = [_sentence(path, text, item) for item in error.errors()]
+        raise ParamsError("\n".join(lines)) from None
+
+
+def overrides(environ: Mapping[str, str]) -> dict[tuple[str, ...], Any]:
+    """Values given as ``PARAMS__SECTION__KEY=value``, parsed as YAML, by lower-cased path."""
+    return {
+        tuple(name.removeprefix(ENV_PREFIX).lower().split("__")): yaml.safe_load(value)
+        for name, value in environ.items()
+        if name.startswith(ENV_PREFIX)
+    }
+
+
+@cache
+def _line_numbers(text: str) -> dict[tuple[str, ...], int]:
+    """The line of every key and list item of a YAML text, by path."""
+    lines: dict[tuple[str, ...], int] = {}
+
+    def walk(node: yaml.Node, path: tuple[str, ...]) -> None:
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                lines[(*path, key.value)] = key.start_mark.line + 1
+                walk(value, (*path, key.value))
+        elif isinstance(node, yaml.SequenceNode):
+            for index, item in enumerate(node.value):
+                lines[(*path, str(index))] = item.start_mark.line + 1
+                walk(item, (*path, str(index)))
+
+    walk(yaml.compose(text, Loader=yaml.SafeLoader), ())
+    return lines
+
+
+def _sentence(path: Path, text: str, error: Any) -> str:
+    """One pydantic error as `file line: key is value: what is wrong`."""
+    keys = tuple(str(k) for k in error["loc"])
+    lines = _line_numbers(text)
+    known = keys
+    while known and known not in lines:
+        known = known[:-1]
+    where = f"{path} line {lines[known]}" if known else str(path)
+    name = ".".join(keys) or "params"
+    if error["type"] == "extra_forbidden":
+        return f"{where}: {name} is not a known key{_closest(keys[-1], _fields_beside(keys))}; mend its spelling or take it out"
+    if error["type"] == "missing":
+        return f"{where}: {name} is missing; add it"
+    message = error["msg"].removeprefix("Value error, ")
+    shown = "" if isinstance(error["input"], dict | BaseModel) else f" is {error['input']!r}"
+    return f"{where}: {name}{shown}: {message}"
+
+
+def _fields_beside(keys: tuple[str, ...]) -> list[str]:
+    """The known keys of the section that an unknown key was found in."""
+    fields: Any = Params
+    for key in keys[:-1]:
+        if key.isdigit():
+            continue
+        annotation = fields.model_fields[key].annotation
+        options = [annotation, *getattr(annotation, "__args__", ())]
+        found = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
+        if not found:
+            return []
+        fields = found[0]
+    return [field.alias or name for name, field in fields.model_fields.items()]
+
+
+def _closest(word: str, words: Any) -> str:
+    """`; did you mean x?`, or nothing."""
+    found = difflib.get_close_matches(word, list(words), n=1)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+def _put(tree: dict[str, Any], keys: tuple[str, ...], value: Any) -> None:
+    for key in keys[:-1]:
+        tree = tree.setdefault(key, {})
+        if not isinstance(tree, dict):
+            raise ParamsError(f"{ENV_PREFIX}{'__'.join(keys).upper()} points below a single value")
+    tree[keys[-1]] = value

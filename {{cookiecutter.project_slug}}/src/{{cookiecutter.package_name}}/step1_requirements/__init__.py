@@ -1,0 +1,1 @@
+"""What are we optimizing, for whom, under which constraints?"""

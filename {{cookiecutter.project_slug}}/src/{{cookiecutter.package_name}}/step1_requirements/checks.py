@@ -1,0 +1,100 @@
+"""A check holds a requirement against a measured value; a step's verdict is the list of its checks."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from ..params import Target
+from .page import write_text
+
+REPORTS = Path("reports")
+STEPS = {
+    "requirements": "1-requirements",
+    "framing": "2-framing",
+    "data": "3-data",
+    "model": "4-model",
+    "evaluation": "5-evaluation",
+    "deployment": "6-deployment",
+    "monitoring": "7-monitoring",
+}
+VERDICT = "verdict.json"
+Outcome = Literal["pass", "fail", "not measured"]
+
+
+class StepFailed(Exception):
+    """A step cannot go on; the message says what is wrong, where, and what to do."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One requirement, the check that proves it, what was measured and what came of it."""
+
+    requirement: str
+    check: str
+    measured: str
+    limit: str
+    outcome: Outcome
+    reason: str = ""
+
+
+def check_bound(
+    requirement: str,
+    check: str,
+    measured: float,
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    unit: str = "",
+    mend: str = "",
+) -> Check:
+    """Compare a number with one bound; NaN fails. `mend` is said when it does."""
+    bound, ok = (at_least, measured >= at_least) if at_least is not None else (at_most, measured <= (at_most or 0.0))
+    words = "at least" if at_least is not None else "at most"
+    outcome: Outcome = "pass" if ok else "fail"
+    return Check(requirement, check, _number(measured, unit), f"{words} {_number(bound or 0.0, unit)}", outcome, "" if ok else mend)
+
+
+def check_target(requirement: str, check: str, target: Target, measured: float, mend: str = "") -> Check:
+    """Compare a measured metric with a target of params.yaml."""
+    return check_bound(requirement, check, measured, at_least=target.at_least, at_most=target.at_most, mend=mend)
+
+
+def check_that(requirement: str, check: str, ok: bool, measured: str, limit: str, mend: str = "") -> Check:
+    """A yes-or-no check."""
+    return Check(requirement, check, measured, limit, "pass" if ok else "fail", "" if ok else mend)
+
+
+def not_measured(requirement: str, check: str, reason: str) -> Check:
+    """A requirement that this step cannot prove here, and why."""
+    return Check(requirement, check, "–", "–", "not measured", reason)
+
+
+def save_verdict(step: str, checks: Sequence[Check], folder: Path) -> None:
+    """Write the step's checks as JSON into its report folder."""
+    write_text(folder / VERDICT, json.dumps({"step": step, "checks": [asdict(c) for c in checks]}, indent=2, ensure_ascii=False))
+
+
+def load_verdict(step: str, reports: Path = REPORTS) -> list[Check] | None:
+    """The step's checks, or None when it has not run."""
+    path = reports / STEPS[step] / VERDICT
+    if not path.exists():
+        return None
+    return [Check(**c) for c in json.loads(path.read_text(encoding="utf-8"))["checks"]]
+
+
+def raise_if_failed(step: str, checks: Iterable[Check], report: Path) -> None:
+    """Stop the pipeline when a check failed, naming the requirement, the value and the mend.
+
+    Raises:
+        StepFailed: with one line per failed check.
+    """
+    failed = [c for c in checks if c.outcome == "fail"]
+    if failed:
+        lines = [f"{c.requirement}: {c.check} is {c.measured}, and must be {c.limit}. {c.reason}".rstrip() for c in failed]
+        raise StepFailed("\n".join([f"{step}: {len(failed)} check{'s' * (len(failed) > 1)} failed, nothing goes further; see {report}", *lines]))
+
+
+def _number(value: float, unit: str) -> str:
+    return f"{value:.6g}{' ' if unit else ''}{unit}"

@@ -1,0 +1,139 @@
+"""The pages that every step writes: self-contained HTML, no script, font or style from the network."""
+
+import html
+import io
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+INK, BLUE, RED, GREEN, GREY, AMBER = "#1c2733", "#2563a8", "#b3382c", "#2b7a4b", "#8894a0", "#b7791f"
+COLOURS = (BLUE, AMBER, GREEN, RED, "#6b4fa0", "#3a8f96", "#a0567a", GREY)
+STYLE = f"""
+:root {{ color-scheme: light }}
+body {{ font: 16px/1.55 system-ui, sans-serif; color: {INK}; background: #f6f7f9; margin: 0 }}
+main {{ max-width: 60rem; margin: 0 auto; padding: 2rem 1.25rem 4rem }}
+h1 {{ font-size: 1.7rem; line-height: 1.2; margin: .4rem 0 .2rem }}
+h2 {{ font-size: 1.15rem; margin: 2rem 0 .5rem }}
+nav, .lead {{ color: #55626f }}
+a {{ color: {BLUE} }}
+table {{ border-collapse: collapse; width: 100%; background: #fff; font-size: .92rem; margin: .5rem 0 }}
+th, td {{ text-align: left; vertical-align: top; padding: .42rem .6rem; border-bottom: 1px solid #e4e8ec; overflow-wrap: anywhere }}
+th {{ background: #eef1f4; font-weight: 600 }}
+td.number, th.number {{ text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }}
+.pass, .fail, .not {{ border-radius: 1em; padding: .08em .7em; font-weight: 600; font-size: .85em; white-space: nowrap }}
+.pass {{ background: #dcf0e3; color: {GREEN} }} .fail {{ background: #f9dfdc; color: {RED} }} .not {{ background: #e9ecef; color: #55626f }}
+figure {{ margin: .6rem 0; background: #fff; border: 1px solid #e4e8ec; padding: .6rem }}
+figure svg {{ max-width: 100%; height: auto; display: block; margin: auto }}
+figcaption {{ color: #55626f; font-size: .88rem; padding: .3rem }}
+pre {{ background: #fff; border: 1px solid #e4e8ec; padding: .8rem; overflow-x: auto; font-size: .85rem }}
+"""
+
+
+def page(title: str, lead: str, *parts: str, home: str = "../index.html") -> str:
+    """A whole HTML page from a heading, one sentence and ready-made parts."""
+    link = f'<nav><a href="{home}">All seven steps</a></nav>' if home else ""
+    body = "\n".join(parts)
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>\n<body><main>{link}"
+        f'<h1>{html.escape(title)}</h1><p class="lead">{html.escape(lead)}</p>\n{body}\n</main></body></html>\n'
+    )
+
+
+def section(heading: str, *parts: str) -> str:
+    """A heading with what belongs under it."""
+    return f"<h2>{html.escape(heading)}</h2>\n" + "\n".join(parts)
+
+
+def paragraph(text: str) -> str:
+    """Plain text as a paragraph."""
+    return f"<p>{html.escape(text)}</p>"
+
+
+def preformatted(text: str) -> str:
+    """Text whose line breaks matter."""
+    return f"<pre>{html.escape(text)}</pre>"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table; numbers are set right, pass and fail become badges, `Link` cells links."""
+    rows = [list(row) for row in rows]
+    numeric = [bool(rows) and all(isinstance(r[i], int | float) for r in rows) for i in range(len(header))]
+    mark = [' class="number"' if n else "" for n in numeric]
+    head = "".join(f"<th{m}>{html.escape(h)}</th>" for h, m in zip(header, mark, strict=True))
+    body = "".join("<tr>" + "".join(f"<td{m}>{_cell(v)}</td>" for v, m in zip(r, mark, strict=True)) + "</tr>\n" for r in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table>"
+
+
+class Link(str):
+    """A table cell that links to the path it holds."""
+
+
+def figure(drawing: "Figure", caption: str) -> str:
+    """A matplotlib figure as inline SVG with a caption; the same figure gives the same bytes."""
+    import matplotlib as mpl
+    from matplotlib import pyplot
+
+    buffer = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": "page", "svg.fonttype": "none"}):
+        drawing.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
+    pyplot.close(drawing)
+    svg = re.sub(r"(?s)^.*?(?=<svg)|<metadata>.*?</metadata>", "", buffer.getvalue())
+    return f"<figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>"
+
+
+def axes(width: float = 7.0, height: float = 2.8, columns: int = 1, rows: int = 1) -> tuple["Figure", Any]:
+    """An empty figure in the style of the pages, sizes in inches; returns it with its axes."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    from matplotlib import pyplot
+
+    style: dict[str, Any] = {
+        "font.family": "sans-serif", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
+        "axes.edgecolor": GREY, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
+        "axes.prop_cycle": mpl.cycler(color=COLOURS), "axes.grid": True, "grid.color": "#e4e8ec", "legend.frameon": False,
+    }  # fmt: skip
+    pyplot.rcParams.update(style)
+    drawing, made = pyplot.subplots(rows, columns, figsize=(width, height), layout="constrained")
+    return drawing, made
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8", newline="\n")
+    os.replace(partial, path)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A scratch folder that takes `path`'s place when the block ends well, and vanishes when it does not."""
+    partial = path.with_name(path.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, Link):
+        return f'<a href="{html.escape(value)}">{html.escape(value)}</a>' if value else ""
+    if value in ("pass", "fail", "not measured", "not run"):
+        return f'<span class="{str(value).split()[0]}">{value}</span>'
+    if isinstance(value, float):
+        return f"{value:,.4g}"
+    return html.escape(f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value))

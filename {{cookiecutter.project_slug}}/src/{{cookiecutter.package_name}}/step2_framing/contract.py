@@ -1,0 +1,89 @@
+"""The problem contract as a JSON Schema, and a value's canonical form.
+
+Validation, the API's request model, the drift monitor and the documents all derive from
+`framing.inputs` of params.yaml; this module is what they share.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from ..params import Framing, Input
+
+OUTPUT = {
+    "binary": "score: probability of the positive label, 0 to 1",
+    "multiclass": "score: probability of the most likely label; scores: one per label",
+    "regression": "score: the predicted number",
+}
+
+
+def inputs_of(framing: Framing, origin: str) -> tuple[Input, ...]:
+    """The inputs a request carries ("request") or the online table supplies ("history")."""
+    return tuple(i for i in framing.inputs if i.origin == origin)
+
+
+def of_kind(inputs: Sequence[Input], *kinds: str) -> tuple[Input, ...]:
+    """The inputs of the given kinds, in contract order."""
+    return tuple(i for i in inputs if i.kind in kinds)
+
+
+def raw_columns(framing: Framing) -> list[str]:
+    """The columns that raw data must have, in a stable order, each once."""
+    keys = [framing.entity, framing.time, framing.label_time, framing.target]
+    names = [i.name for i in inputs_of(framing, "request")] + [k for k in keys if k]
+    return list(dict.fromkeys(names))
+
+
+def as_text(value: Any) -> str | None:
+    """One text for one category, whichever type carried it: 3, 3.0 and "3" are the same; None for missing."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool) or type(value).__name__ == "bool":
+        return "true" if value else "false"
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def json_schema(framing: Framing) -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of one record that asks for a prediction."""
+    keys = {
+        framing.entity: {"type": ["string", "null"], "description": "entity whose history is looked up"},
+        framing.time: {"type": ["string", "null"], "format": "date-time", "description": "event time; now when left out"},
+    }
+    properties: dict[str, Any] = {str(k): v for k, v in keys.items() if k}
+    properties |= {i.name: _property(i) for i in framing.inputs}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"What predicts {framing.target}",
+        "type": "object",
+        "properties": properties,
+        "required": [i.name for i in inputs_of(framing, "request") if i.name != framing.time],
+        "additionalProperties": False,
+    }
+
+
+def _property(field: Input) -> dict[str, Any]:
+    types: dict[str, dict[str, Any]] = {
+        "number": {"type": "number"},
+        "boolean": {"type": "boolean"},
+        "text": {"type": "string"},
+        "category": {"type": sorted({_json_type(v) for v in field.values or ("",)})},
+        "date": {"type": "string", "format": "date-time"},
+    }
+    schema = types[field.kind]
+    names = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+    names = [*names, "null"] if field.nullable or field.origin == "history" else names
+    schema["type"] = names if len(names) > 1 else names[0]
+    if field.min is not None:
+        schema["minimum"] = field.min
+    if field.max is not None:
+        schema["maximum"] = field.max
+    if field.values:
+        schema["examples"] = list(field.values[:3])
+    note = ", ".join(t for t in (field.describes, field.unit, "looked up by entity when left out" * (field.origin == "history")) if t)
+    return schema | ({"description": note} if note else {})
+
+
+def _json_type(value: Any) -> str:
+    return {bool: "boolean", int: "integer", float: "number"}.get(type(value), "string")

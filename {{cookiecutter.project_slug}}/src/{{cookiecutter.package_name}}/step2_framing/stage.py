@@ -1,0 +1,56 @@
+"""Step 2 at work: decide between ML and rules, and write the problem contract."""
+
+import json
+
+from ..params import Framing, Params
+from ..step1_requirements.checks import REPORTS, STEPS, check_that, raise_if_failed, save_verdict
+from ..step1_requirements.page import page, paragraph, section, table, whole_folder, write_text
+from .contract import OUTPUT, json_schema
+from .decision import Decision, decide
+
+
+def run(params: Params) -> None:
+    """Write reports/2-framing.
+
+    Raises:
+        StepFailed: when the five questions say that rules are the better tool.
+    """
+    framing = params.framing
+    decision = decide(framing.questions)
+    measured = f"{decision.build}, because {decision.reasons[0]}"
+    mend = "Write the rules instead, or correct framing.questions in params.yaml."
+    checks = [check_that("ml_or_rules", "the five questions", decision.build == "ml", measured, "ml", mend)]
+    target = REPORTS / STEPS["framing"]
+    with whole_folder(target) as folder:
+        write_text(folder / "input_schema.json", json.dumps(json_schema(framing), indent=2, ensure_ascii=False))
+        write_text(folder / "index.html", framing_page(framing, decision))
+        save_verdict("framing", checks, folder)
+    raise_if_failed("framing", checks, target / "index.html")
+
+
+def framing_page(framing: Framing, decision: Decision) -> str:
+    """The problem contract and the decision for people."""
+    questions = [(name.replace("_", " ") + "?", "yes" if a.answer else "no", a.because) for name, a in framing.questions]
+    inputs = [(i.name, i.kind, i.origin, f"{i.max_missing:.0%}", _domain(i.min, i.max, i.values), i.unit, i.describes) for i in framing.inputs]
+    facts = [
+        ("task", framing.task),
+        ("target", framing.target + (f" = {framing.positive!r}" if framing.positive is not None else "") + f" {framing.unit}".rstrip()),
+        ("output", OUTPUT[framing.task]),
+        ("objective function", framing.objective),
+        ("metric", framing.metric),
+        ("why", framing.why),
+        ("entity, time, label time", ", ".join(str(v or "none") for v in (framing.entity, framing.time, framing.label_time))),
+    ]
+    return page(
+        "Step 2: framing",
+        f"Build {'a model' if decision.build == 'ml' else 'rules'}: {decision.reasons[0]}.",
+        section("ML or rules?", paragraph(decision.reasons[1]), table(("question", "answer", "because"), questions)),
+        section("The problem", table(("what", "is"), facts)),
+        section("What goes in", table(("input", "kind", "from", "may be missing", "range or values", "unit", "what it is"), inputs)),
+    )
+
+
+def _domain(low: float | None, high: float | None, values: tuple[object, ...] | None) -> str:
+    if values:
+        return ", ".join(map(str, values[:8])) + (f" and {len(values) - 8} more" if len(values) > 8 else "")
+    return "" if low is None and high is None else f"{'…' if low is None else f'{low:g}'} to {'…' if high is None else f'{high:g}'}"

@@ -1,0 +1,1 @@
+"""Which models do we try, how are they trained, tuned and tracked?"""

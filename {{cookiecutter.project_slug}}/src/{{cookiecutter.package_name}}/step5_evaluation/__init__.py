@@ -1,0 +1,1 @@
+"""How do we measure success, offline and online?"""

@@ -1,0 +1,1 @@
+"""How are predictions served, how fast, at what cost?"""

@@ -1,0 +1,1 @@
+"""How do we notice trouble, and when do we retrain?"""
