@@ -15,6 +15,16 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 PATH = Path("params.yaml")
+REPORTS = Path("reports")
+PREPARED = Path("data/prepared")  # train, validation and test as Parquet
+ONLINE = Path("data/online.sqlite")  # the latest history of each entity
+SCRATCH = Path("data/.scratch")  # what may be deleted at any time
+CANDIDATE = Path("models/candidate")  # the trained pipelines
+BUNDLE = Path("models/bundle")  # what is served
+REFERENCE = Path("models/reference/reference.parquet")  # what the monitor compares with
+METRICS = Path("metrics.json")
+RULES = Path("deploy/prometheus/alerts.yml")
+DASHBOARD = Path("deploy/grafana/dashboard.json")
 ENV_PREFIX = "PARAMS__"
 
 Task = Literal["binary", "multiclass", "regression"]
@@ -30,7 +40,6 @@ HIGHER_IS_BETTER: Mapping[str, bool] = {
     "recall": True,
     "f1": True,
     "false_positive_rate": False,
-    "review_rate": False,
     "brier": False,
     "log_loss": False,
     "calibration_error": False,
@@ -45,7 +54,7 @@ HIGHER_IS_BETTER: Mapping[str, bool] = {
     "r2": True,
 }
 METRICS_OF: Mapping[Task, tuple[str, ...]] = {
-    "binary": tuple(HIGHER_IS_BETTER)[:12],
+    "binary": tuple(HIGHER_IS_BETTER)[:11],
     "multiclass": ("accuracy", "balanced_accuracy", "f1_macro", "top2_accuracy", "log_loss", "calibration_error"),
     "regression": ("mae", "rmse", "median_absolute_error", "mape", "r2"),
 }
@@ -64,15 +73,28 @@ class Section(BaseModel):
 # ---- requirements ------------------------------------------------------------------------
 
 
+class MovedBy(Section):
+    """How an ML metric is expected to move the KPI: `effect_per_unit` for each whole unit above `today`."""
+
+    metric: str
+    today: float
+    effect_per_unit: float
+    because: str
+
+
 class Kpi(Section):
-    """The business number the system is for, and how the ML metric is expected to move it."""
+    """The business number the system is for."""
 
     name: str
     unit: str
     baseline: float
     target: float
     better: Literal["lower", "higher"]
-    moved_by: str
+    moved_by: MovedBy
+
+    def expected(self, value: float) -> float:
+        """What the KPI should become when the metric that moves it is `value`: an estimate, not a measurement."""
+        return self.baseline + self.moved_by.effect_per_unit * (value - self.moved_by.today)
 
     @model_validator(mode="after")
     def _target_is_better(self) -> "Kpi":
@@ -491,7 +513,7 @@ class Params(Section):
     @model_validator(mode="after")
     def _sections_agree(self) -> "Params":
         task = self.framing.task
-        for target in (*self.requirements.quality, *self.requirements.guard_rails):
+        for target in (*self.requirements.quality, *self.requirements.guard_rails, self.requirements.kpi.moved_by):
             if target.metric not in METRICS_OF[task]:
                 raise ValueError(f"requirements ask for {target.metric}, which does not measure a {task} task; give one of {', '.join(METRICS_OF[task])}")
         if self.evaluation.slices.metric not in METRICS_OF[task]:

@@ -6,10 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..params import Target
-from .page import write_text
+from ..params import REPORTS, Target
+from .page import section, table, write_text
 
-REPORTS = Path("reports")
 STEPS = {
     "requirements": "1-requirements",
     "framing": "2-framing",
@@ -84,6 +83,18 @@ def load_verdict(step: str, reports: Path = REPORTS) -> list[Check] | None:
     return [Check(**c) for c in json.loads(path.read_text(encoding="utf-8"))["checks"]]
 
 
+def require_passed(step: str) -> None:
+    """Refuse to go on when the step before left a failed check, or nothing.
+
+    Raises:
+        StepFailed: naming the step to run or to mend.
+    """
+    checks = load_verdict(step)
+    if checks is None:
+        raise StepFailed(f"{step} has not passed: {REPORTS / STEPS[step] / VERDICT} is not here; run `{step}` first")
+    raise_if_failed(step, checks, REPORTS / STEPS[step] / "index.html")
+
+
 def raise_if_failed(step: str, checks: Iterable[Check], report: Path) -> None:
     """Stop the pipeline when a check failed, naming the requirement, the value and the mend.
 
@@ -94,6 +105,12 @@ def raise_if_failed(step: str, checks: Iterable[Check], report: Path) -> None:
     if failed:
         lines = [f"{c.requirement}: {c.check} is {c.measured}, and must be {c.limit}. {c.reason}".rstrip() for c in failed]
         raise StepFailed("\n".join([f"{step}: {len(failed)} check{'s' * (len(failed) > 1)} failed, nothing goes further; see {report}", *lines]))
+
+
+def checks_section(checks: Sequence[Check]) -> str:
+    """The checks as a part of a page."""
+    header = ("requirement", "check", "measured", "limit", "verdict", "why")
+    return section("Checks", table(header, [(c.requirement, c.check, c.measured, c.limit, c.outcome, c.reason) for c in checks]))
 
 
 def _number(value: float, unit: str) -> str:

@@ -26,7 +26,7 @@ def requirements_document(requirements: Requirements) -> str:
         "",
         "## What success is",
         "",
-        f"{kpi.name}, in {kpi.unit}: from {kpi.baseline:g} to {kpi.target:g} ({kpi.better} is better). {kpi.moved_by}",
+        f"{kpi.name}, in {kpi.unit}: from {kpi.baseline:g} to {kpi.target:g} ({kpi.better} is better). Moved by {kpi.moved_by.metric}, today {kpi.moved_by.today:g}: {kpi.moved_by.because}",
         "",
         "| requirement | limit | unit | proven by |",
         "|---|---|---|---|",

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from string import Template
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,25 +16,25 @@ if TYPE_CHECKING:
 
 INK, BLUE, RED, GREEN, GREY, AMBER = "#1c2733", "#2563a8", "#b3382c", "#2b7a4b", "#8894a0", "#b7791f"
 COLOURS = (BLUE, AMBER, GREEN, RED, "#6b4fa0", "#3a8f96", "#a0567a", GREY)
-STYLE = f"""
-:root {{ color-scheme: light }}
-body {{ font: 16px/1.55 system-ui, sans-serif; color: {INK}; background: #f6f7f9; margin: 0 }}
-main {{ max-width: 60rem; margin: 0 auto; padding: 2rem 1.25rem 4rem }}
-h1 {{ font-size: 1.7rem; line-height: 1.2; margin: .4rem 0 .2rem }}
-h2 {{ font-size: 1.15rem; margin: 2rem 0 .5rem }}
-nav, .lead {{ color: #55626f }}
-a {{ color: {BLUE} }}
-table {{ border-collapse: collapse; width: 100%; background: #fff; font-size: .92rem; margin: .5rem 0 }}
-th, td {{ text-align: left; vertical-align: top; padding: .42rem .6rem; border-bottom: 1px solid #e4e8ec; overflow-wrap: anywhere }}
-th {{ background: #eef1f4; font-weight: 600 }}
-td.number, th.number {{ text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }}
-.pass, .fail, .not {{ border-radius: 1em; padding: .08em .7em; font-weight: 600; font-size: .85em; white-space: nowrap }}
-.pass {{ background: #dcf0e3; color: {GREEN} }} .fail {{ background: #f9dfdc; color: {RED} }} .not {{ background: #e9ecef; color: #55626f }}
-figure {{ margin: .6rem 0; background: #fff; border: 1px solid #e4e8ec; padding: .6rem }}
-figure svg {{ max-width: 100%; height: auto; display: block; margin: auto }}
-figcaption {{ color: #55626f; font-size: .88rem; padding: .3rem }}
-pre {{ background: #fff; border: 1px solid #e4e8ec; padding: .8rem; overflow-x: auto; font-size: .85rem }}
-"""
+STYLE = Template("""
+:root { color-scheme: light }
+body { font: 16px/1.55 system-ui, sans-serif; color: $ink; background: #f6f7f9; margin: 0 }
+main { max-width: 60rem; margin: 0 auto; padding: 2rem 1.25rem 4rem }
+h1 { font-size: 1.7rem; line-height: 1.2; margin: .4rem 0 .2rem }
+h2 { font-size: 1.15rem; margin: 2rem 0 .5rem }
+nav, .lead { color: #55626f }
+a { color: $blue }
+table { border-collapse: collapse; width: 100%; background: #fff; font-size: .92rem; margin: .5rem 0 }
+th, td { text-align: left; vertical-align: top; padding: .42rem .6rem; border-bottom: 1px solid #e4e8ec; overflow-wrap: break-word }
+th { background: #eef1f4; font-weight: 600 }
+td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
+.pass, .fail, .not { border-radius: 1em; padding: .08em .7em; font-weight: 600; font-size: .85em; white-space: nowrap }
+.pass { background: #dcf0e3; color: $green } .fail { background: #f9dfdc; color: $red } .not { background: #e9ecef; color: #55626f }
+figure { margin: .6rem 0; background: #fff; border: 1px solid #e4e8ec; padding: .6rem }
+figure svg { max-width: 100%; height: auto; display: block; margin: auto }
+figcaption { color: #55626f; font-size: .88rem; padding: .3rem }
+pre { background: #fff; border: 1px solid #e4e8ec; padding: .8rem; overflow-x: auto; font-size: .85rem }
+""").substitute(ink=INK, blue=BLUE, red=RED, green=GREEN)
 
 
 def page(title: str, lead: str, *parts: str, home: str = "../index.html") -> str:
@@ -66,7 +67,7 @@ def preformatted(text: str) -> str:
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """A table; numbers are set right, pass and fail become badges, `Link` cells links."""
     rows = [list(row) for row in rows]
-    numeric = [bool(rows) and all(isinstance(r[i], int | float) for r in rows) for i in range(len(header))]
+    numeric = [bool(rows) and all(isinstance(r[i], int | float | None) for r in rows) for i in range(len(header))]
     mark = [' class="number"' if n else "" for n in numeric]
     head = "".join(f"<th{m}>{html.escape(h)}</th>" for h, m in zip(header, mark, strict=True))
     body = "".join("<tr>" + "".join(f"<td{m}>{_cell(v)}</td>" for v, m in zip(r, mark, strict=True)) + "</tr>\n" for r in rows)
@@ -100,7 +101,7 @@ def axes(width: float = 7.0, height: float = 2.8, columns: int = 1, rows: int = 
     style: dict[str, Any] = {
         "font.family": "sans-serif", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
         "axes.edgecolor": GREY, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
-        "axes.prop_cycle": mpl.cycler(color=COLOURS), "axes.grid": True, "grid.color": "#e4e8ec", "legend.frameon": False,
+        "axes.prop_cycle": mpl.cycler(color=COLOURS), "axes.grid": True, "axes.axisbelow": True, "grid.color": "#e4e8ec", "legend.frameon": False,
     }  # fmt: skip
     pyplot.rcParams.update(style)
     drawing, made = pyplot.subplots(rows, columns, figsize=(width, height), layout="constrained")
@@ -134,6 +135,8 @@ def _cell(value: Any) -> str:
         return f'<a href="{html.escape(value)}">{html.escape(value)}</a>' if value else ""
     if value in ("pass", "fail", "not measured", "not run"):
         return f'<span class="{str(value).split()[0]}">{value}</span>'
+    if value is None or value != value:
+        return "–"
     if isinstance(value, float):
         return f"{value:,.4g}"
     return html.escape(f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value))

@@ -1,7 +1,7 @@
 """Step 1 at work: check the requirements and write the requirements document."""
 
-from ..params import Params
-from .checks import REPORTS, STEPS, check_that, save_verdict
+from ..params import REPORTS, Params
+from .checks import STEPS, check_that, save_verdict
 from .document import requirements_document
 from .page import page, preformatted, whole_folder, write_text
 

@@ -2,8 +2,8 @@
 
 import json
 
-from ..params import Framing, Params
-from ..step1_requirements.checks import REPORTS, STEPS, check_that, raise_if_failed, save_verdict
+from ..params import REPORTS, Framing, Params
+from ..step1_requirements.checks import STEPS, check_that, raise_if_failed, save_verdict
 from ..step1_requirements.page import page, paragraph, section, table, whole_folder, write_text
 from .contract import OUTPUT, json_schema
 from .decision import Decision, decide

@@ -1,0 +1,103 @@
+"""Bakes for all tests: from a clean copy of the template, with no one's own cookiecutter settings."""
+
+import functools
+import runpy
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jinja2
+import pytest
+from cookiecutter.main import cookiecutter
+
+ROOT = Path(__file__).parents[1]
+
+Bake = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What git would commit, so that caches and other junk never reach a bake."""
+    copy = tmp_path_factory.mktemp("template") / "template"
+    listed = subprocess.run(["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True).stdout
+    for name in filter(None, listed.decode().split("\0")):
+        if (ROOT / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, copy / name)
+    return copy
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keeps the developer's ~/.cookiecutterrc out, and our answers out of the developer's home."""
+    home = tmp_path_factory.mktemp("settings")
+    config = home / "config.yaml"
+    config.write_text(f"cookiecutters_dir: {(home / 'templates').as_posix()}\nreplay_dir: {(home / 'replay').as_posix()}\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COOKIECUTTER_CONFIG", str(config))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compile_once() -> Iterator[None]:
+    """Jinja compiles every file anew for every bake, which is most of a bake's time."""
+    compile_template: Any = jinja2.Environment.compile
+    known: dict[Any, Any] = {}
+
+    def compiled(self: jinja2.Environment, source: Any, name: Any = None, filename: Any = None, raw: bool = False, defer_init: bool = False) -> Any:
+        key = (source, name, filename, raw, defer_init)
+        if key not in known:
+            known[key] = compile_template(self, source, name, filename, raw, defer_init)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jinja2.Environment, "compile", compiled)
+        yield
+
+
+@pytest.fixture(scope="session")
+def bake(template: Path, cookies_session: Any) -> Bake:
+    """Bakes with the given answers and returns the project; the same answers give the same folder, so only read it."""
+
+    @functools.cache
+    def baked(**answers: str) -> Path:
+        result = cookies_session.bake(extra_context=answers, template=str(template))
+        assert result.exception is None, result.exception
+        assert result.exit_code == 0
+        assert answers.items() <= result.context.items(), "an answer was not carried"
+        return Path(result.project_path)
+
+    return baked
+
+
+@pytest.fixture(scope="session")
+def bake_into(template: Path) -> Callable[..., Path]:
+    """Bakes into a folder of the test's own; raises what cookiecutter raises."""
+
+    def baked(folder: Path, *, hooks: bool = True, **answers: str) -> Path:
+        return Path(cookiecutter(str(template), no_input=True, extra_context=answers, output_dir=str(folder), accept_hooks=hooks))
+
+    return baked
+
+
+def load_hook(name: str) -> SimpleNamespace:
+    """A hook's functions, without running it."""
+    return SimpleNamespace(**runpy.run_path(str(ROOT / "hooks" / name)))
+
+
+@pytest.fixture(scope="session")
+def pre_hook() -> SimpleNamespace:
+    return load_hook("pre_gen_project.py")
+
+
+@pytest.fixture(scope="session")
+def post_hook() -> SimpleNamespace:
+    return load_hook("post_gen_project.py")
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Every file's content by its path inside the folder."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

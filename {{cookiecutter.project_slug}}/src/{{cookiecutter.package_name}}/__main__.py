@@ -1,0 +1,160 @@
+"""One verb per step, and what people do between steps. Everything heavy is imported by the verb that needs it."""
+
+import logging
+import os
+import subprocess
+import sys
+from importlib import import_module
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .params import BUNDLE, ENV_PREFIX, ONLINE, REPORTS, Params, ParamsError, load, overrides
+from .step1_requirements.checks import STEPS, StepFailed, require_passed
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+_BEFORE = {step: before for before, step in pairwise(STEPS)}
+_File = Annotated[Path, typer.Argument(help="Parquet or CSV")]
+
+
+def _add_step(step: str) -> None:
+    def verb() -> None:
+        params = load()
+        if step in _BEFORE:
+            require_passed(_BEFORE[step])
+        import_module(f".step{STEPS[step].replace('-', '_')}.stage", __package__).run(params)
+        typer.echo(f"{step}: passed, see {REPORTS / STEPS[step] / 'index.html'}")
+
+    app.command(step, help=f"Step {STEPS[step][0]} alone, on what the earlier ones left.")(verb)
+
+
+for _step in STEPS:
+    _add_step(_step)
+
+
+@app.command()
+def run() -> None:
+    """All seven steps with `dvc repro`: what is up to date is skipped, a closed gate stops."""
+    from .summary import summarize
+
+    params = load()
+    if params.data.sample and not Path(params.data.raw).exists() and not Path("data/raw.dvc").exists():
+        _make_sample(params, None)
+    code = _dvc("repro")
+    summarize(params)
+    raise typer.Exit(code)
+
+
+@app.command()
+def report() -> None:
+    """The table of steps, reports/index.html and reports/traceability.md from what has run."""
+    from .summary import summarize
+
+    summarize(load())
+
+
+@app.command()
+def sample(rows: Annotated[int | None, typer.Option(help="More or fewer than params.yaml says.")] = None) -> None:
+    """Write the simulator's sample data to data/raw and put it under DVC."""
+    _make_sample(load(), rows)
+
+
+@app.command()
+def tune(write: Annotated[bool, typer.Option(help="Put the winner into params.yaml.")] = False) -> None:
+    """Search for better model settings; interrupted, it goes on where it stopped."""
+    from .step4_model.stage import tune as search
+
+    params = load()
+    settings, score = search(params, write)
+    typer.echo(f"best {params.framing.metric}: {abs(score):.4g} with {settings}")
+    typer.echo("params.yaml has it now; run `run`." if write else "Give --write to put it into params.yaml.")
+
+
+@app.command()
+def experiment(results: Annotated[Path, typer.Argument(help="CSV with the columns arm and kpi")]) -> None:
+    """Say what the results of the online test mean."""
+    from .step5_evaluation.experiment import analyse
+
+    params = load()
+    found = analyse(params.evaluation.experiment, results, params.requirements.kpi.better)
+    typer.echo(f"{found.champion_units:,} and {found.challenger_units:,} units, sample ratio p = {found.sample_ratio_p:.3g}")
+    typer.echo(f"effect {found.effect:.4g} [{found.low:.4g}, {found.high:.4g}], p = {found.p_value:.3g}: {found.verdict}")
+
+
+@app.command()
+def materialize() -> None:
+    """Refresh the online table that the API looks entities up in, without retraining."""
+    from .step3_data.online import refresh_online
+
+    typer.echo(f"{ONLINE}: {refresh_online(load()):,} entities")
+
+
+@app.command()
+def serve(host: str = "", port: int = 0, bundle: Path = BUNDLE) -> None:
+    """Serve predictions from the bundle; the log of predictions goes to deployment.log.path."""
+    import uvicorn
+
+    from .step6_deployment.service import create_app
+
+    params = load()
+    if not bundle.exists():
+        raise StepFailed(f"{bundle} is not here; `run` builds it")
+    service = create_app(bundle, ONLINE, params.deployment, fallback_allowed=params.requirements.constraints.fallback_allowed)
+    uvicorn.run(service, host=host or params.deployment.host, port=port or params.deployment.port, access_log=False, log_level="warning")
+
+
+@app.command()
+def score(source: _File, target: _File) -> None:
+    """Score a whole file with the bundle: the same answers as the service."""
+    from .step6_deployment.batch import score_file
+    from .step6_deployment.predictor import Predictor
+
+    typer.echo(f"{target}: {score_file(Predictor(BUNDLE, ONLINE), source, target):,} rows scored")
+
+
+@app.command()
+def monitor() -> None:
+    """Look at the newest window of the prediction log: drift, missing values, and whether to train again."""
+    from .step7_monitoring.monitor import REPORT, look
+
+    found = look(load())
+    typer.echo(f"{found.predictions:,} predictions, {found.labels:,} labels; see {REPORT / 'index.html'}")
+    typer.echo("train again: " + "; ".join(found.retrain) if found.retrain else "all is quiet")
+
+
+def _make_sample(params: Params, rows: int | None) -> None:
+    from .step3_data.source import write_sample
+
+    settings = params.data.sample
+    if settings is None:
+        raise StepFailed("params.yaml: data.sample is null, so there is nothing to simulate; your own data belongs in data/raw")
+    settings = settings.model_copy(update={"rows": rows}) if rows else settings
+    typer.echo(f"sample: {write_sample(settings, Path(params.data.raw)):,} rows in {params.data.raw}")
+    if code := _dvc("add", "--quiet", str(Path(params.data.raw).parent)):
+        raise typer.Exit(code)
+
+
+def _dvc(*words: str) -> int:
+    """Run DVC with this Python first on the path, so that the stages run in the same environment."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    return subprocess.run([sys.executable, "-m", "dvc", *words], env=os.environ | {"PATH": path}, check=False).returncode
+
+
+def main() -> None:
+    """Run a verb; mistakes end in a sentence and exit code 1, never in a traceback."""
+    os.environ.setdefault("DVC_NO_ANALYTICS", "1")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        for keys, value in overrides(os.environ).items():
+            logging.info("%s = %r comes from %s in the environment; DVC does not see it", ".".join(keys), value, ENV_PREFIX + "__".join(keys).upper())
+        app(prog_name=f"python -m {__package__}")
+    except (ParamsError, StepFailed) as error:
+        typer.echo(str(error), err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""From values to model inputs: the one transform that training, batch scoring and the API share.
+
+Two arrays come out: ``numbers`` (float32; numbers, booleans and the parts of dates; NaN for
+missing) and ``strings`` (categories, then texts; ``(missing)`` for missing). Everything else,
+such as encoding and scaling, is inside the trained pipeline and travels with its export.
+No pandas here: the serving path imports this module.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..params import Framing, Input
+from ..step2_framing.contract import as_text, of_kind
+
+MISSING = "(missing)"
+DATE_PARTS = ("hour", "weekday", "day", "month")
+WORD = re.compile(r"\w\w+")
+Arrays = dict[str, NDArray[Any]]
+
+
+def number_names(framing: Framing) -> list[str]:
+    """What each column of ``numbers`` is; a date gives its parts, and its age in days where there is an event time."""
+    names: list[str] = []
+    for field in of_kind(framing.inputs, "number", "boolean", "date"):
+        names += [f"{field.name} {part}" for part in _parts(framing, field)] if field.kind == "date" else [field.name]
+    return names
+
+
+def string_inputs(framing: Framing) -> tuple[Input, ...]:
+    """The inputs behind the columns of ``strings``: categories first, then texts."""
+    return of_kind(framing.inputs, "category") + of_kind(framing.inputs, "text")
+
+
+def encode(framing: Framing, columns: Mapping[str, Sequence[Any]], rows: int) -> Arrays:
+    """Encode `rows` rows given as columns of Python values or numpy arrays, None or NaN for missing.
+
+    Returns:
+        numbers (rows, len(number_names)) float32 and strings (rows, len(string_inputs)) object;
+        an array without columns is left out.
+    """
+    numbers: list[NDArray[Any]] = []
+    for field in of_kind(framing.inputs, "number", "boolean", "date"):
+        if field.kind == "date":
+            numbers += _date_parts(framing, field, columns)
+        else:
+            numbers.append(np.asarray(columns[field.name], dtype=np.float32))
+    strings = [_texts(field, columns[field.name]) for field in string_inputs(framing)]
+    arrays: Arrays = {}
+    if numbers:
+        arrays["numbers"] = np.column_stack(numbers).astype(np.float32, copy=False)
+    if strings:
+        arrays["strings"] = np.empty((rows, len(strings)), dtype=object)
+        for index, values in enumerate(strings):
+            arrays["strings"][:, index] = values
+    return arrays
+
+
+def columns_of(table: Any, names: Sequence[str]) -> dict[str, Any]:
+    """A pyarrow table's columns for `encode`: numpy arrays where nothing is lost by it, lists with None elsewhere."""
+    import pyarrow as pa
+
+    columns: dict[str, Any] = {}
+    for name in names:
+        column = table.column(name)
+        numeric = pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_timestamp(column.type)
+        columns[name] = column.to_numpy() if numeric else column.to_pylist()
+    return columns
+
+
+def words_of(text: str) -> str:
+    """Lower-cased words of two letters and more, one space between them.
+
+    Done here and not in the export: its tokenizer splits non-ASCII words differently, and
+    its lower-casing needs a locale that slim containers lack.
+    """
+    return " ".join(WORD.findall(text.lower())) or MISSING
+
+
+def _texts(field: Input, values: Sequence[Any]) -> list[str]:
+    words = (as_text(v) for v in values)
+    return [MISSING if w is None else words_of(w) if field.kind == "text" else w for w in words]
+
+
+def _parts(framing: Framing, field: Input) -> tuple[str, ...]:
+    return DATE_PARTS if field.name == framing.time else (*DATE_PARTS, "days")
+
+
+def _date_parts(framing: Framing, field: Input, columns: Mapping[str, Sequence[Any]]) -> list[NDArray[Any]]:
+    """Hour, weekday (Monday 0), day, month; and the days from the date to the event, or since 2000 without one."""
+    moment = np.asarray(columns[field.name], dtype="datetime64[us]")
+    day, missing = moment.astype("datetime64[D]"), np.isnat(moment)
+    parts = [
+        (moment - day).astype(np.int64) / 3.6e9,
+        (day.astype(np.int64) + 3) % 7,
+        (day - day.astype("datetime64[M]")).astype(np.int64) + 1,
+        day.astype("datetime64[M]").astype(np.int64) % 12 + 1,
+    ]
+    if field.name != framing.time:
+        event = np.datetime64("2000-01-01", "us") if framing.time is None else np.asarray(columns[framing.time], dtype="datetime64[us]")
+        age = (event - moment) if framing.time else (moment - event)
+        parts.append(np.where(np.isnat(age), np.nan, age.astype(np.int64) / 8.64e10))
+    return [np.where(missing, np.nan, part).astype(np.float32) for part in parts]
+
+
+def classes_of(framing: Framing, values: Sequence[Any]) -> list[str]:
+    """The labels in column order: negative then positive, or all of them sorted; none for regression."""
+    if framing.task == "regression":
+        return []
+    found = sorted({text for v in values if (text := as_text(v)) is not None})
+    if framing.task == "multiclass":
+        return found
+    positive = as_text(framing.positive) or ""
+    return [next((c for c in found if c != positive), f"not {positive}"), positive]
+
+
+def encode_labels(framing: Framing, classes: Sequence[str], values: Sequence[Any]) -> NDArray[Any]:
+    """Labels as int64 positions in `classes` (any label but the positive one is 0 in a binary task), or float64 numbers."""
+    if framing.task == "regression":
+        return np.asarray(values, dtype=np.float64)
+    if framing.task == "binary":
+        return np.asarray([as_text(v) == classes[1] for v in values], dtype=np.int64)
+    position = {name: index for index, name in enumerate(classes)}
+    return np.asarray([position[as_text(v) or ""] for v in values], dtype=np.int64)

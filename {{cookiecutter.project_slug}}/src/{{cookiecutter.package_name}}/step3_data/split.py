@@ -1,0 +1,91 @@
+"""A leak-free split: by time, by group, or at random by content, and the proof that it leaks nothing."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from ..params import Framing, Split
+from ..step1_requirements.checks import Check, StepFailed, check_bound
+from .source import name, text
+
+PARTS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What became of the rows."""
+
+    train: int
+    validation: int
+    test: int
+    without_label: int
+    embargoed: int
+
+
+def assign(connection: duckdb.DuckDBPyConnection, framing: Framing, split: Split, label_delay_days: float) -> Counts:
+    """Make the table `parts` (row_id, part) from `events`.
+
+    Rows without a label, or too young for theirs to have arrived, are left out. By time, the test
+    part is the newest, and rows whose labels were not yet in when it began are embargoed. By group
+    and at random, a hash decides, so that all rows of a group, or all equal rows, fall together.
+    """
+    labelled = f"{name(framing.target)} IS NOT NULL"
+    if framing.time and framing.label_time:
+        labelled += f" AND {name(framing.time)} <= (SELECT max({name(framing.time)}) FROM events) - {_days(label_delay_days)}"
+    part = _by_time(connection, framing, split, label_delay_days, labelled) if split.by == "time" else _by_hash(framing, split)
+    connection.execute(f"CREATE OR REPLACE TABLE parts AS SELECT row_id, CASE WHEN {labelled} THEN {part} ELSE 'without label' END AS part FROM events")
+    found: dict[str, int] = dict(connection.execute("SELECT part, count(*) FROM parts GROUP BY part").fetchall())
+    for required in PARTS:
+        if not found.get(required):
+            raise StepFailed(f"data: the {required} part of the split is empty ({found}); give more rows, or other shares in data.split of params.yaml")
+    return Counts(*(found.get(p, 0) for p in (*PARTS, "without label", "embargoed")))
+
+
+def check_split(connection: duckdb.DuckDBPyConnection, framing: Framing, split: Split, folder: Path) -> list[Check]:
+    """Prove on the written files that train, validation and test share nothing they may not share."""
+    for part in PARTS:
+        connection.execute(f"CREATE OR REPLACE VIEW {part} AS SELECT * FROM read_parquet({text(folder / f'{part}.parquet')})")
+    pairs = (("train", "test"), ("validation", "test"), ("train", "validation"))
+    mend = "Rows of one part stand in another: prepare the data again (`make run`), and mend step3_data/split.py if it stays."
+    checks = [_shared(connection, "row_id", pairs, "rows in two parts of the split", mend)]
+    if split.by == "time":
+        time = name(framing.time or "")
+        late = sum(connection.execute(f"SELECT count(*) FROM {a} WHERE {time} >= (SELECT min({time}) FROM {b})").fetchall()[0][0] for a, b in pairs)
+        checks.append(check_bound("no_leak", "rows to learn from that are younger than rows to test on", late, at_most=0, mend=mend))
+    elif split.by == "group":
+        checks.append(_shared(connection, name(framing.entity or ""), pairs, f"values of {framing.entity} in two parts", mend))
+    return checks
+
+
+def _shared(connection: duckdb.DuckDBPyConnection, key: str, pairs: tuple[tuple[str, str], ...], what: str, mend: str) -> Check:
+    shared = sum(connection.execute(f"SELECT count(DISTINCT {key}) FROM {a} SEMI JOIN {b} USING ({key})").fetchall()[0][0] for a, b in pairs)
+    return check_bound("no_leak", what, shared, at_most=0, mend=mend)
+
+
+def _by_time(connection: duckdb.DuckDBPyConnection, framing: Framing, split: Split, label_delay_days: float, labelled: str) -> str:
+    time = name(framing.time or "")
+
+    def quantile(share: float, where: str) -> Any:
+        return connection.execute(f"SELECT quantile_disc({time}, {share})::TIMESTAMP FROM events WHERE {where}").fetchall()[0][0]
+
+    test_from = quantile(split.train + split.validation, labelled)
+    if test_from is None:
+        raise StepFailed("data: no row has a label yet; wait for labels, or lower requirements.label_delay_days")
+    embargo = _days(label_delay_days) if framing.label_time else "INTERVAL 0 DAY"
+    learn = f"{time} < {text(test_from)}::TIMESTAMP - {embargo}"
+    validation_from = quantile(split.train / (split.train + split.validation), f"{labelled} AND {learn}")
+    return (f"CASE WHEN {time} >= {text(test_from)} THEN 'test' WHEN NOT ({learn}) THEN 'embargoed' "
+            f"WHEN {time} >= {text(validation_from)} THEN 'validation' ELSE 'train' END")  # fmt: skip
+
+
+def _by_hash(framing: Framing, split: Split) -> str:
+    content = [name(i.name) for i in framing.inputs if i.origin == "request"]
+    key = name(framing.entity or "") if split.by == "group" else f"to_json([{', '.join(f'{c}::VARCHAR' for c in content)}])"
+    place = f"(md5_number_lower(coalesce({key}::VARCHAR, '')) % 100000) / 100000.0"
+    return f"CASE WHEN {place} < {split.train} THEN 'train' WHEN {place} < {split.train + split.validation} THEN 'validation' ELSE 'test' END"
+
+
+def _days(days: float) -> str:
+    return f"INTERVAL ({round(days * 86_400)}) SECOND"

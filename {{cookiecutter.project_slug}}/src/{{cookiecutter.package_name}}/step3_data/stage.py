@@ -1,0 +1,73 @@
+"""Step 3 at work: validate, add history, split, prove that nothing leaks, and report."""
+
+from pathlib import Path
+
+import duckdb
+
+from ..params import PREPARED, REPORTS, SCRATCH, Framing, Params
+from ..step1_requirements.checks import STEPS, Check, StepFailed, checks_section, raise_if_failed, save_verdict
+from ..step1_requirements.page import page, whole_folder, write_text
+from ..step2_framing.contract import inputs_of
+from .encode import columns_of
+from .features import QUERY, build, check_point_in_time
+from .leaks import check_alone, scores_alone
+from .report import data_page
+from .source import connect, name, open_events, text
+from .split import PARTS, assign, check_split
+from .validation import check_rows
+
+SAMPLE_ROWS = 50_000  # rows behind the score of single columns
+
+
+def run(params: Params) -> None:
+    """Write data/prepared and reports/3-data.
+
+    Raises:
+        StepFailed: when a row breaks the contract, a feature reads ahead or a column gives the target away.
+    """
+    framing, data, target = params.framing, params.data, REPORTS / STEPS["data"]
+    connection = connect(data.memory_gb, SCRATCH)
+    open_events(connection, data, framing)
+    checks = check_rows(Path(data.raw), framing, inputs_of(framing, "request"), data.rows_listed)
+    _stop_on_bad_rows(checks, target)
+    query = QUERY.read_text(encoding="utf-8")
+    build(connection, framing, query)
+    checks.append(check_point_in_time(connection, framing, query))
+    counts = assign(connection, framing, data.split, params.requirements.label_delay_days)
+    with whole_folder(PREPARED) as folder:
+        _write_parts(connection, framing, folder)
+        for part in PARTS:
+            checks += check_rows(folder / f"{part}.parquet", framing, inputs_of(framing, "history"), data.rows_listed)
+        checks += check_split(connection, framing, data.split, folder)
+        sample = connection.sql(f"SELECT * FROM train ORDER BY row_id LIMIT {SAMPLE_ROWS}").to_arrow_table()
+        alone = scores_alone(framing, columns_of(sample, [i.name for i in framing.inputs]), sample.column(framing.target).to_pylist())
+        checks.append(check_alone(alone, data.leak_limit))
+        union = " UNION ALL ".join(f"SELECT *, {text(part)} AS part FROM {part}" for part in PARTS)
+        connection.execute(f"CREATE OR REPLACE VIEW prepared AS {union}")
+        with whole_folder(target) as report:
+            write_text(report / "index.html", data_page(connection, framing, counts, checks, alone))
+            save_verdict("data", checks, report)
+        raise_if_failed("data", checks, target / "index.html")
+
+
+def _stop_on_bad_rows(checks: list[Check], target: Path) -> None:
+    if any(c.outcome == "fail" for c in checks):
+        with whole_folder(target) as report:
+            write_text(report / "index.html", page("Step 3: data", "The raw rows break the contract; nothing was prepared.", checks_section(checks)))
+            save_verdict("data", checks, report)
+        raise_if_failed("data", checks, target / "index.html")
+
+
+def _write_parts(connection: duckdb.DuckDBPyConnection, framing: Framing, folder: Path) -> None:
+    """Copy each part of the split to a Parquet file of row_id, keys, inputs and target."""
+    request = [i.name for i in inputs_of(framing, "request")]
+    keys = [k for k in (framing.entity, framing.time) if k and k not in request]
+    columns = [f"events.{name(c)}" for c in (*keys, *request)]
+    columns += [f"features.{name(i.name)}" for i in inputs_of(framing, "history")]
+    chosen = ", ".join(["events.row_id", *columns, f"events.{name(framing.target)}"])
+    for part in PARTS:
+        select = f"SELECT {chosen} FROM events JOIN features USING (row_id) JOIN parts USING (row_id) WHERE part = {text(part)} ORDER BY row_id"
+        try:
+            connection.execute(f"COPY ({select}) TO {text(folder / f'{part}.parquet')} (FORMAT parquet)")
+        except duckdb.Error as error:
+            raise StepFailed(f"data: could not write {folder / part}.parquet: {error}") from None

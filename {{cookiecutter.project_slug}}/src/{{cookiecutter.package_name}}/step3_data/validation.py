@@ -1,0 +1,79 @@
+"""Validation derived from the problem contract: pandera says which rows break it."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pandera.pandas as pa
+import pyarrow.parquet as pq
+
+from ..params import Framing, Input
+from ..step1_requirements.checks import Check, check_that
+
+BATCH = 100_000
+DTYPES = {"number": "float64", "date": "datetime64[us]"}
+
+
+def check_rows(path: Path, framing: Framing, fields: Sequence[Input], rows_listed: int) -> list[Check]:
+    """Validate the columns `fields` of a Parquet file in batches; one check for values, one for missing shares.
+
+    The first `rows_listed` offending rows are named with their place in the file (row_id, from 0).
+    """
+    schema = schema_of(fields)
+    bad: list[str] = []
+    missing = dict.fromkeys((f.name for f in fields), 0)
+    total = failures = 0
+    for frame in _batches(path, [f.name for f in fields]):
+        total += len(frame)
+        for name in missing:
+            missing[name] += int(frame[name].isna().sum())
+        cases = _failures(schema, frame)
+        failures += len(cases)
+        bad += [f"row {c.index}: {c.column} is {c.failure_case!r}, {c.check}" for c in cases.head(rows_listed - len(bad)).itertuples()]
+    where = f"{path}: " + "; ".join(bad) + (f"; and {failures - len(bad)} more" if failures > len(bad) else "")
+    checks = [check_that("data_contract", f"values of {path.name} within the contract", not failures, f"{failures} bad values in {total} rows", "0 bad values",
+                         f"{where}. Mend the rows, or framing.inputs in params.yaml.")]  # fmt: skip
+    shares = [(f, missing[f.name] / max(total, 1)) for f in fields]
+    over = [(f, share) for f, share in shares if share > f.max_missing]
+    mend = "; ".join(f"{f.name} is missing in {share:.1%} of rows, at most {f.max_missing:.1%} may be" for f, share in over)
+    checks.append(check_that("data_contract", f"missing values of {path.name}", not over, f"{len(over)} columns over their limit", "0 columns",
+                             f"{mend}. Mend the source, or max_missing in framing.inputs."))  # fmt: skip
+    return checks
+
+
+def schema_of(fields: Sequence[Input]) -> pa.DataFrameSchema:
+    """The pandera schema of some inputs; how much may be missing is judged over the whole file, not here."""
+    return pa.DataFrameSchema({f.name: pa.Column(DTYPES.get(f.kind), _checks(f), nullable=True, coerce=f.kind in DTYPES) for f in fields})
+
+
+def _checks(field: Input) -> list[pa.Check]:
+    checks = []
+    if field.min is not None:
+        checks.append(pa.Check.ge(field.min, error=f"must be at least {field.min:g}"))
+    if field.max is not None:
+        checks.append(pa.Check.le(field.max, error=f"must be at most {field.max:g}"))
+    if field.values:
+        checks.append(pa.Check.isin(list(field.values), error=f"must be one of {', '.join(map(str, field.values[:20]))}"))
+    if field.kind == "boolean":
+        checks.append(pa.Check.isin([True, False], error="must be true or false"))
+    return checks
+
+
+def _failures(schema: pa.DataFrameSchema, frame: pd.DataFrame) -> pd.DataFrame:
+    try:
+        schema.validate(frame, lazy=True)
+    except pa.errors.SchemaErrors as error:
+        cases = error.failure_cases
+        cases["column"] = cases["column"].fillna("row")
+        return cases.sort_values(["index", "column"])
+    return pd.DataFrame()
+
+
+def _batches(path: Path, names: list[str]) -> Iterator[pd.DataFrame]:
+    first = 0
+    for batch in pq.ParquetFile(path).iter_batches(BATCH, columns=names):
+        frame: Any = batch.to_pandas()
+        frame.index = pd.RangeIndex(first, first + len(frame), name="row_id")
+        first += len(frame)
+        yield frame

@@ -1,0 +1,96 @@
+"""Step 4 at work: train the model and its baselines, track the run, register the challenger."""
+
+import json
+import logging
+from typing import Any
+
+import numpy as np
+from sklearn.inspection import permutation_importance
+from sklearn.tree import export_text
+
+from ..params import CANDIDATE, PATH, PREPARED, REPORTS, Framing, Params
+from ..step1_requirements.checks import STEPS, check_that, save_verdict
+from ..step1_requirements.page import BLUE, axes, figure, page, paragraph, preformatted, section, table, whole_folder, write_text
+from ..step3_data.encode import number_names, string_inputs
+from .tracking import BACKEND, CHALLENGER, Run, open_tracker
+from .train import Part, Trained, classes_in, code_version, data_version, fit, read_part, save, scorer_of
+
+SAMPLE_ROWS = 2_000  # rows behind the importances
+log = logging.getLogger(__name__)
+
+
+def run(params: Params) -> None:
+    """Write models/candidate and reports/4-model, track the run and register it as challenger."""
+    framing, model = params.framing, params.model
+    classes = classes_in(framing, PREPARED / "train.parquet")
+    train, validation = (read_part(framing, PREPARED / f"{part}.parquet", classes) for part in ("train", "validation"))
+    log.info("model: training %s on %s rows", model.kind, f"{len(train.labels):,}")
+    trained = fit(framing, model, train, classes)
+    scorer = scorer_of(framing)
+    scores = {name: float(scorer(getattr(trained, name), validation.frame, validation.labels)) for name in ("model", "rule", "trivial")}
+    versions = {"data": data_version(PREPARED), "code": code_version(), "kind": model.kind}
+    with whole_folder(CANDIDATE) as folder:
+        save(trained, folder / "model.joblib")
+        write_text(folder / "framing.json", framing.model_dump_json(by_alias=True))
+        metrics = {f"validation_{name}": score for name, score in scores.items()}
+        settings = {"kind": model.kind, "seed": model.seed, **getattr(model, model.kind).model_dump()}
+        tracker = open_tracker()
+        run_id = tracker.log(Run(f"{model.kind} on {versions['data']}", settings, metrics, versions, folder))
+        version = tracker.register(run_id)
+        tracker.set_alias(CHALLENGER, version)
+        write_text(folder / "version.json", json.dumps({"version": version, "run": run_id, **versions}, indent=2))
+    checks = [check_that("model", f"trained, tracked in {BACKEND} and registered", True, f"version {version}", "a registered version")]
+    with whole_folder(REPORTS / STEPS["model"]) as folder:
+        write_text(folder / "index.html", _page(framing, trained, validation, scores, settings, version, run_id, versions))
+        save_verdict("model", checks, folder)
+
+
+def tune(params: Params, write: bool) -> tuple[dict[str, Any], float]:
+    """Search for better settings; with `write`, put the winner into params.yaml. Returns settings and score."""
+    from .tune import search, write_winner
+
+    framing, model = params.framing, params.model
+    classes = classes_in(framing, PREPARED / "train.parquet")
+    part = read_part(framing, PREPARED / "train.parquet", classes)
+    study = search(framing, model, params.data.split, part, f"{model.kind}-{framing.metric}-{data_version(PREPARED)}")
+    if write:
+        write_winner(PATH, model, study.best_params)
+    return study.best_params, study.best_value
+
+
+def _page(framing: Framing, trained: Trained, part: Part, scores: dict[str, float], settings: dict[str, Any],
+          version: str, run_id: str, versions: dict[str, str]) -> str:  # fmt: skip
+    names = {"model": "the model", "rule": "rule-like baseline", "trivial": "trivial baseline"}
+    return page(
+        "Step 4: model",
+        f"Version {version} of the registry, a {settings['kind']} model, is the challenger.",
+        section("On the validation part", table(("what", framing.metric), [(names[k], abs(v)) for k, v in scores.items()])),
+        section("What the model listens to", _importance_figure(framing, trained, part)),
+        section("The rule-like baseline", paragraph("A shallow tree: what a person could write down."), preformatted(_rules(framing, trained))),
+        section("Settings", table(("setting", "value"), [(k, v) for k, v in settings.items()])),
+        section("Where it came from", table(("what", "is"), [("run", f"{run_id} in {BACKEND}"), ("data", versions["data"]), ("code", versions["code"])])),
+    )  # fmt: skip
+
+
+def _importance_figure(framing: Framing, trained: Trained, part: Part) -> str:
+    """Permutation importance (Breiman 2001) of each encoded column: what shuffling it costs."""
+    pick = np.random.default_rng(0).permutation(len(part.labels))[:SAMPLE_ROWS]
+    found = permutation_importance(trained.model, part.frame.iloc[pick], part.labels[pick], scoring=scorer_of(framing), n_repeats=3, random_state=0)
+    names = number_names(framing) + [i.name for i in string_inputs(framing)]
+    order = np.argsort(found.importances_mean)[-15:]
+    drawing, panel = axes(7, 0.8 + 0.22 * len(order))
+    panel.barh([names[i][:40] for i in order], found.importances_mean[order], xerr=found.importances_std[order], color=BLUE)
+    panel.set_xlabel(f"loss of {framing.metric} when the column is shuffled")
+    return figure(drawing, f"Permutation importance on {len(pick):,} validation rows; the line is one standard deviation of 3 shuffles.")
+
+
+def _rules(framing: Framing, trained: Trained) -> str:
+    columns = trained.rule["columns"]
+    named = dict(enumerate(number_names(framing) + [i.name for i in string_inputs(framing)]))
+    words = []
+    for out in columns.get_feature_names_out():
+        part, _, rest = out.partition("__")
+        column, _, value = rest.removeprefix("x").partition("_")
+        label = named[int(column)] if column.isdigit() and int(column) in named and not part.startswith("words") else f"word {rest}"
+        words.append(f"{label} = {value}" if value else label)
+    return str(export_text(trained.rule["estimator"], feature_names=words, class_names=trained.classes or None, decimals=2))

@@ -1,0 +1,81 @@
+"""The search for better settings: Optuna over cross-validation on the training part, resumable."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import optuna
+from ruamel.yaml import YAML
+from sklearn.model_selection import BaseCrossValidator, GroupKFold, KFold, StratifiedKFold, TimeSeriesSplit, cross_val_score
+
+from ..params import Framing, Model, Split
+from .pipeline import build_pipeline
+from .train import Part, scorer_of
+
+STUDIES = Path("models/tune.db")
+
+
+def search(framing: Framing, model: Model, split: Split, part: Part, study_name: str) -> optuna.Study:
+    """Run model.tune.trials trials; a search that was interrupted goes on where it stopped.
+
+    Args:
+        study_name: names data and settings; the same name resumes.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    STUDIES.parent.mkdir(parents=True, exist_ok=True)
+    sampler = optuna.samplers.TPESampler(seed=model.seed)
+    study = optuna.create_study(storage=f"sqlite:///{STUDIES.as_posix()}", study_name=study_name, direction="maximize", load_if_exists=True, sampler=sampler)
+    done = sum(t.state == optuna.trial.TrialState.COMPLETE for t in study.trials)
+    if not done:
+        study.enqueue_trial(_current(model))
+    folds, groups = _folds(framing, split, model, part)
+
+    def score(trial: optuna.Trial) -> float:
+        tried = _with(model, _suggest(trial, model))
+        pipeline = build_pipeline(framing, tried, tried.kind, part.frame)
+        return float(cross_val_score(pipeline, part.frame, part.labels, scoring=scorer_of(framing), cv=folds, groups=groups, error_score="raise").mean())
+
+    study.optimize(score, n_trials=max(0, model.tune.trials - done), show_progress_bar=True)
+    return study
+
+
+def write_winner(path: Path, model: Model, winner: dict[str, Any]) -> None:
+    """Put the winning settings into params.yaml, keeping its comments and order."""
+    yaml = YAML()
+    yaml.preserve_quotes, yaml.width = True, 4096
+    document = yaml.load(path)
+    for name, value in winner.items():
+        document["model"][model.kind][name] = value
+    with path.open("w", encoding="utf-8") as file:
+        yaml.dump(document, file)
+
+
+def _current(model: Model) -> dict[str, Any]:
+    settings: dict[str, Any] = getattr(model, model.kind).model_dump()
+    return settings
+
+
+def _with(model: Model, settings: dict[str, Any]) -> Model:
+    return model.model_copy(update={model.kind: type(getattr(model, model.kind))(**settings)})
+
+
+def _suggest(trial: optuna.Trial, model: Model) -> dict[str, Any]:
+    if model.kind == "linear":
+        return {"c": trial.suggest_float("c", 1e-3, 1e2, log=True)}
+    return {
+        "learning_rate": trial.suggest_float("learning_rate", 0.01, 0.3, log=True),
+        "max_iter": trial.suggest_int("max_iter", 50, 500, log=True),
+        "max_leaf_nodes": trial.suggest_int("max_leaf_nodes", 4, 63, log=True),
+        "min_samples_leaf": trial.suggest_int("min_samples_leaf", 5, 200, log=True),
+        "l2_regularization": trial.suggest_float("l2_regularization", 1e-3, 10.0, log=True),
+    }
+
+
+def _folds(framing: Framing, split: Split, model: Model, part: Part) -> tuple[BaseCrossValidator, Iterable[Any] | None]:
+    """Folds in the manner of the split: forward in time, by group, or at random."""
+    if split.by == "time":
+        return TimeSeriesSplit(model.tune.folds), None
+    if split.by == "group" and framing.entity:
+        return GroupKFold(model.tune.folds), part.rows[framing.entity]
+    folds = KFold if framing.task == "regression" else StratifiedKFold
+    return folds(model.tune.folds, shuffle=True, random_state=model.seed), None

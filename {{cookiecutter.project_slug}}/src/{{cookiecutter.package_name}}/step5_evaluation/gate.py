@@ -1,0 +1,79 @@
+"""The gate: one function over the requirements and the measured values."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ..params import Evaluation, Framing, Requirements
+from ..step1_requirements.checks import Check, check_bound, check_target, check_that, not_measured
+from .metrics import Estimate
+from .slices import Slice, protected_gap, worst_drop
+
+
+@dataclass(frozen=True)
+class Champion:
+    """How the challenger compares with the model in production; `lead` above 0 is better."""
+
+    version: str | None = None
+    lead: Estimate | None = None
+    identical: bool = False
+    itself: bool = False
+    why_not: str = ""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Everything the gate looks at."""
+
+    metrics: Mapping[str, Estimate]
+    lift: Estimate
+    baseline: str
+    slices: Sequence[Slice]
+    champion: Champion
+    threshold: float | None = None
+
+
+def gate(requirements: Requirements, framing: Framing, evaluation: Evaluation, measured: Measured) -> list[Check]:
+    """Hold every requirement of this step against what was measured."""
+    checks = []
+    for group, targets in (("quality", requirements.quality), ("guard_rails", requirements.guard_rails)):
+        for target in targets:
+            estimate = measured.metrics[target.metric]
+            mend = f"It is {estimate}. Improve the model, or change requirements.{group} openly."
+            checks.append(check_target(f"{group}.{target.metric}", f"{target.metric} on the test part", target, estimate.value, mend))
+    checks.append(_lift(requirements, framing, measured))
+    drop, where = worst_drop(evaluation.slices, list(measured.slices))
+    mend = "Give that slice more data or features, or judge it openly in evaluation.slices."
+    checks.append(check_bound("worst_slice", f"drop of {evaluation.slices.metric} on the worst slice ({where})", drop, at_most=evaluation.slices.max_drop, mend=mend))
+    gap, where = protected_gap(evaluation.slices, list(measured.slices))
+    mend = "The model serves one group worse: look at its data before anything else."
+    checks.append(check_bound("protected_gap", f"gap of {evaluation.slices.metric} between protected groups ({where})", gap, at_most=evaluation.slices.max_gap, mend=mend))
+    checks.append(_champion(evaluation, framing, measured.champion))
+    kpi, moved_by = requirements.kpi, requirements.kpi.moved_by
+    expected = kpi.expected(measured.metrics[moved_by.metric].value)
+    reason = f"estimate: {expected:,.4g} {kpi.unit}, from {moved_by.metric}; only the online test measures it"
+    checks.append(not_measured("kpi", f"{kpi.name}, target {kpi.target:,.4g}", reason))
+    return checks
+
+
+def _lift(requirements: Requirements, framing: Framing, measured: Measured) -> Check:
+    """What the model adds over the better baseline, judged by the low end of its interval against 0 and by its value against the requirement."""
+    name = f"{framing.metric} over the {measured.baseline} baseline, {measured.lift}"
+    mend = "The model adds too little: check labels and features, or use the rules."
+    if (measured.lift.low or 0) <= 0:
+        return check_that("lift_over_baseline", name, False, f"{measured.lift.value:.6g}", "above 0 beyond noise", mend)
+    return check_bound("lift_over_baseline", name, measured.lift.value, at_least=requirements.lift_over_baseline, mend=mend)
+
+
+def _champion(evaluation: Evaluation, framing: Framing, champion: Champion) -> Check:
+    what, limit = f"{framing.metric} against champion {champion.version}", f"{evaluation.promote.replace('_', ' ')}, beyond noise"
+    keep = f"Champion {champion.version} stays in service."
+    if champion.version is None:
+        return check_that("champion", "challenger against champion", True, "there is no champion yet", limit)
+    if champion.itself:
+        return check_that("champion", what, True, "this is the champion", limit)
+    if champion.lead is None:
+        return not_measured("champion", what, f"{champion.why_not}; the requirements above decide alone")
+    if champion.identical:
+        return check_that("champion", what, False, "identical predictions", limit, f"There is nothing to promote. {keep}")
+    ok = (champion.lead.low or 0) > 0 if evaluation.promote == "better" else (champion.lead.high or 0) >= 0
+    return check_that("champion", what, ok, f"lead {champion.lead}", limit, f"{keep} Improve the challenger, or set evaluation.promote.")

@@ -1,0 +1,86 @@
+"""Step 5 at work: measure on the test part, hold it against the requirements, and close the gate when it must be."""
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+from ..params import CANDIDATE, HIGHER_IS_BETTER, METRICS, METRICS_OF, PREPARED, REPORTS, SCRATCH, Framing, Params
+from ..step1_requirements.checks import STEPS, Check, raise_if_failed, save_verdict
+from ..step1_requirements.page import whole_folder, write_text
+from ..step3_data.source import connect
+from ..step3_data.split import check_split
+from ..step4_model.pipeline import predict
+from ..step4_model.tracking import CHAMPION, open_tracker
+from ..step4_model.train import Part, Trained, read, read_part
+from .compare import compare_champion, lead
+from .experiment import design
+from .gate import Measured, gate
+from .metrics import Answers, Estimate, answers_of, bootstrap, interval, measure, resample
+from .report import evaluation_page, model_card
+from .slices import measure_slices
+from .threshold import choose_threshold
+
+RESULT = "evaluation.json"
+
+
+def run(params: Params) -> None:
+    """Write reports/5-evaluation and metrics.json.
+
+    Raises:
+        StepFailed: when a requirement is not met; the report says which, and is complete.
+    """
+    framing, evaluation = params.framing, params.evaluation
+    trained, version = read(CANDIDATE / "model.joblib"), json.loads((CANDIDATE / "version.json").read_text(encoding="utf-8"))
+    validation, test = (read_part(framing, PREPARED / f"{part}.parquet", trained.classes) for part in ("validation", "test"))
+    threshold = _threshold(params, trained, validation)
+    answers = answers_of(framing.task, test.labels, predict(framing, trained.model, test.frame), threshold)
+    measured = _measure(params, trained, test, answers, threshold, version["version"])
+    connection = connect(params.data.memory_gb, SCRATCH)
+    checks = check_split(connection, framing, params.data.split, PREPARED) + gate(params.requirements, framing, evaluation, measured)
+    plan = design(evaluation.experiment, params.requirements.scale.requests_per_day_now)
+    target = REPORTS / STEPS["evaluation"]
+    with whole_folder(target) as folder:
+        write_text(folder / "index.html", evaluation_page(params, measured, checks, answers, trained.classes, plan))
+        write_text(folder / "model_card.md", model_card(params, measured, checks, version))
+        write_text(folder / RESULT, json.dumps(_result(framing, measured, trained, version, checks), indent=2, ensure_ascii=False))
+        save_verdict("evaluation", checks, folder)
+    write_text(METRICS, json.dumps({name: e.value for name, e in measured.metrics.items()}, indent=2))
+    raise_if_failed("evaluation", checks, target / "index.html")
+
+
+def _threshold(params: Params, trained: Trained, validation: Part) -> float | None:
+    if params.evaluation.threshold is None:
+        return None
+    scores = predict(params.framing, trained.model, validation.frame)[:, 1]
+    return choose_threshold(params.evaluation.threshold, validation.labels, scores)
+
+
+def _measure(params: Params, trained: Trained, test: Part, answers: Answers, threshold: float | None, version: str) -> Measured:
+    """Everything the gate looks at; intervals for what requirements name, values for the rest."""
+    framing, evaluation = params.framing, params.evaluation
+    resamples = resample(len(test.labels), evaluation.bootstrap, params.model.seed)
+    named = dict.fromkeys([framing.metric, *(t.metric for t in (*params.requirements.quality, *params.requirements.guard_rails))])
+    samples = bootstrap(named, answers, resamples)
+    metrics = {m: interval(measure(m, answers), s, evaluation.confidence) for m, s in samples.items()}
+    for metric in METRICS_OF[framing.task]:
+        metrics.setdefault(metric, Estimate(measure(metric, answers)))
+    baselines = {name: answers_of(framing.task, test.labels, predict(framing, getattr(trained, name), test.frame), threshold) for name in ("rule", "trivial")}
+    sign = 1 if HIGHER_IS_BETTER[framing.metric] else -1
+    nearest = max(baselines, key=lambda name: sign * measure(framing.metric, baselines[name]))
+    lift = lead(framing.metric, answers, baselines[nearest], samples[framing.metric], resamples, evaluation.confidence)
+    tracker = open_tracker()
+    champion = compare_champion(framing, tracker, tracker.version_of(CHAMPION), version, PREPARED / "test.parquet",
+                                trained.classes, answers, threshold, samples[framing.metric], resamples, evaluation.confidence)  # fmt: skip
+    return Measured(metrics, lift, nearest, measure_slices(evaluation.slices, test.rows, answers), champion, threshold)
+
+
+def _result(framing: Framing, measured: Measured, trained: Trained, version: dict[str, str], checks: list[Check]) -> dict[str, Any]:
+    """What deployment puts into the manifest."""
+    return {
+        "task": framing.task,
+        "threshold": measured.threshold,
+        "classes": trained.classes,
+        "version": version,
+        "metrics": {name: asdict(e) for name, e in measured.metrics.items()},
+        "checks": [asdict(c) for c in checks],
+    }

@@ -1,0 +1,82 @@
+"""Batch scoring on the serving bundle: a file in, the same rows with their scores out, in bounded memory."""
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pc_csv
+import pyarrow.parquet as pq
+
+from ..step1_requirements.checks import StepFailed
+from ..step3_data.encode import columns_of
+from .predictor import Predictor
+
+BATCH = 50_000
+log = logging.getLogger(__name__)
+
+
+def score_file(predictor: Predictor, source: Path, target: Path) -> int:
+    """Score a Parquet or CSV file into a Parquet or CSV file, whole or not at all; returns the rows scored.
+
+    The columns score, decision and model_version are added. History features that the file
+    lacks are looked up by entity, as the API does.
+
+    Raises:
+        StepFailed: when the file is missing, of another kind, or lacks a column.
+    """
+    partial, writer, rows = target.with_name(target.name + ".partial"), None, 0
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        for table in _tables(source):
+            scored = _score(predictor, table, source)
+            writer = writer or _writer(target, partial, scored.schema)
+            writer.write_table(scored)
+            rows += table.num_rows
+            log.info("score: %s rows", f"{rows:,}")
+    except (pa.ArrowException, OSError) as error:
+        raise StepFailed(f"score: {source}: {error}") from None
+    finally:
+        if writer:
+            writer.close()
+    if not rows:
+        raise StepFailed(f"score: {source} holds no rows")
+    os.replace(partial, target)
+    return rows
+
+
+def _tables(source: Path) -> Iterator[pa.Table]:
+    if source.suffix == ".csv":
+        for batch in pc_csv.open_csv(source):
+            yield pa.Table.from_batches([batch])
+    else:
+        for batch in pq.ParquetFile(source).iter_batches(BATCH):
+            yield pa.Table.from_batches([batch])
+
+
+def _writer(target: Path, partial: Path, schema: pa.Schema) -> Any:
+    return pc_csv.CSVWriter(partial, schema) if target.suffix == ".csv" else pq.ParquetWriter(partial, schema)
+
+
+def _score(predictor: Predictor, table: pa.Table, source: Path) -> pa.Table:
+    have = table.column_names
+    missing = [n for n in predictor.names if n not in have and n not in predictor.history]
+    if missing:
+        raise StepFailed(f"score: {source} has no column {missing[0]!r}; the contract needs it (reports/2-framing/input_schema.json)")
+    for field in predictor.framing.inputs:
+        if field.kind == "date" and field.name in have:
+            table = table.set_column(have.index(field.name), field.name, pc.cast(table.column(field.name), pa.timestamp("us")))
+    columns = columns_of(table, [n for n in predictor.names if n in have])
+    lacking = [n for n in predictor.history if n not in have]
+    if lacking:
+        entities = table.column(predictor.framing.entity).to_pylist() if predictor.framing.entity in have else [None] * table.num_rows
+        known = [predictor.online.features(None if e is None else str(e)) for e in entities]
+        columns |= {name: [state.get(name) for state in known] for name in lacking}
+    raw = predictor.scores(columns, table.num_rows)
+    added = {"score": predictor.main_scores(raw), "decision": predictor.decisions(raw), "model_version": [predictor.version] * table.num_rows}
+    for name, values in added.items():
+        table = table.append_column(name, pa.array(values, pa.float64() if name == "score" else pa.string()))
+    return table

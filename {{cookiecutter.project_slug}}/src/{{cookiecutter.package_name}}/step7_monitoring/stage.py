@@ -1,0 +1,65 @@
+"""Step 7 at work: the reference to compare with, alert rules and dashboard from the requirements."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from ..params import BUNDLE, DASHBOARD, ONLINE, PREPARED, REFERENCE, REPORTS, RULES, Params
+from ..step1_requirements.checks import STEPS, Check, check_bound, check_that, checks_section, raise_if_failed, save_verdict
+from ..step1_requirements.page import page, paragraph, section, table, whole_folder, write_text
+from ..step3_data.encode import columns_of
+from ..step6_deployment.predictor import Predictor
+from .alerts import alert_rules, dashboard
+from .drift import SCORE, compare
+
+REFERENCE_ROWS = 20_000
+
+
+def run(params: Params) -> None:
+    """Write models/reference, alert rules, dashboard and reports/7-monitoring.
+
+    Raises:
+        StepFailed: when the drift check would call the reference itself drifted.
+    """
+    framing, package, target = params.framing, __package__.partition(".")[0], REPORTS / STEPS["monitoring"]
+    reference = _reference(params)
+    rules = alert_rules(params.requirements, params.monitoring, package)
+    board = dashboard(params.requirements, framing, params.monitoring, f"{framing.target}: predictions")
+    with whole_folder(REFERENCE.parent) as folder:
+        pq.write_table(reference, folder / REFERENCE.name)
+    write_text(RULES, yaml.safe_dump(rules, sort_keys=False, allow_unicode=True, width=200))
+    write_text(DASHBOARD, json.dumps(board, indent=2, ensure_ascii=False))
+    checks = [_quiet_on_itself(params, reference), check_that("monitoring", "alert rules written from the requirements", True, f"{len(rules['groups'][0]['rules'])} rules", "written")]
+    with whole_folder(target) as folder:
+        rows = [(r["alert"], r["for"], r["labels"]["severity"], r["annotations"]["summary"], r["expr"]) for r in rules["groups"][0]["rules"]]
+        parts = [
+            checks_section(checks),
+            section("Alerts", table(("alert", "for", "severity", "what it means", "expression"), rows)),
+            section("Reference", paragraph(f"{reference.num_rows:,} rows of the test part with their scores, in {REFERENCE}; `monitor` compares the prediction log with them.")),
+        ]  # fmt: skip
+        write_text(folder / "index.html", page("Step 7: monitoring", f"{len(rows)} alerts and a dashboard of {len(board['panels'])} panels follow the requirements.", *parts))
+        save_verdict("monitoring", checks, folder)
+    raise_if_failed("monitoring", checks, target / "index.html")
+
+
+def _reference(params: Params) -> pa.Table:
+    """The newest rows of the test part, inputs and the bundle's scores."""
+    names = [i.name for i in params.framing.inputs]
+    rows = pq.read_table(PREPARED / "test.parquet", columns=names)
+    rows = rows.slice(max(0, rows.num_rows - REFERENCE_ROWS))
+    predictor = Predictor(BUNDLE, ONLINE)
+    scores = predictor.main_scores(predictor.scores(columns_of(rows, names), rows.num_rows))
+    return rows.append_column(SCORE, pa.array(scores, pa.float64()))
+
+
+def _quiet_on_itself(params: Params, reference: pa.Table) -> Check:
+    """A drift check that alarms on two halves of the same data would cry wolf in production."""
+    order = np.random.default_rng(0).permutation(reference.num_rows)
+    halves = [reference.take(pa.array(half)) for half in np.array_split(order, 2)]
+    old, new = (columns_of(half, half.column_names) for half in halves)
+    moved = [m.column for m in compare(params.framing, params.monitoring.drift, old, new) if m.drifted]
+    mend = f"{', '.join(moved)} drifted between two random halves: raise monitoring.drift.psi or lower significance."
+    return check_bound("monitoring", "false alarms on two halves of the reference", len(moved), at_most=0, mend=mend)
