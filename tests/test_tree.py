@@ -83,7 +83,8 @@ def test_a_sound_tree_has_no_complaints(tmp_path: Path) -> None:
     sound = {
         "src/{{cookiecutter.package_name}}/a.py": 'NAME = "{{ cookiecutter.__project_name }}"\n',
         "pyproject.toml": 'name = "{{ cookiecutter.project_slug }}"\n',
-        "dvc.yaml": 'cmd: "python -m {{ cookiecutter.package_name }}"\ntext: src/{{ cookiecutter.package_name }}\nauthor: "{{ cookiecutter.__author }}"\n',
+        "dvc.yaml": 'cmd: "python -m {{ cookiecutter.package_name }}"\ndeps:\n  - src/{{ cookiecutter.package_name }}\n',
+        "a.yaml": 'author: "{{ cookiecutter.__author }}"\n',
         "a.json": '{"{{ cookiecutter.project_slug }}": ["{{ cookiecutter.__author }}"]}\n',
         "README.md": "# {{ cookiecutter.project_name }}\n",
         "src/{{cookiecutter.package_name}}/__init__.py": "",

@@ -100,8 +100,9 @@ class Kpi(Section):
     def _target_is_better(self) -> "Kpi":
         gain = self.target - self.baseline if self.better == "higher" else self.baseline - self.target
         if gain <= 0:
-            raise ValueError(f"target {self.target:g} is no better than baseline {self.baseline:g}; "
-                             f"{self.better} is better here, so give a {self.better} target")
+            raise ValueError(
+                f"target {self.target:g} is no better than baseline {self.baseline:g}; {self.better} is better here, so give a {self.better} target"
+            )
         return self
 
 
@@ -129,8 +130,9 @@ class Target(Section):
             raise ValueError(f"metric {self.metric!r} is not known{_closest(self.metric, HIGHER_IS_BETTER)}")
         higher = HIGHER_IS_BETTER[self.metric]
         if (self.at_least is None) == (self.at_most is None) or (self.at_least is None) == higher:
-            raise ValueError(f"{self.metric} is better when {'higher' if higher else 'lower'}; "
-                             f"give {'at_least' if higher else 'at_most'} and nothing else")
+            raise ValueError(
+                f"{self.metric} is better when {'higher' if higher else 'lower'}; give {'at_least' if higher else 'at_most'} and nothing else"
+            )
         if self.baseline is not None and not (self.bound > self.baseline if higher else self.bound < self.baseline):
             raise ValueError(f"target {self.bound:g} is no better than baseline {self.baseline:g}")
         return self
@@ -232,8 +234,10 @@ class Requirements(Section):
     def _consistent(self) -> "Requirements":
         per_second = self.scale.requests_per_day_in_a_year / 86_400
         if per_second > self.throughput_per_second:
-            raise ValueError(f"scale.requests_per_day_in_a_year means {per_second:,.0f} requests a second on average, "
-                             f"above throughput_per_second {self.throughput_per_second:g}; raise the throughput")
+            raise ValueError(
+                f"scale.requests_per_day_in_a_year means {per_second:,.0f} requests a second on average, "
+                f"above throughput_per_second {self.throughput_per_second:g}; raise the throughput"
+            )
         for name, quality in self.qualities:
             for proof in quality.proven_by:
                 if proof not in self.ids():
@@ -513,9 +517,10 @@ class Params(Section):
     @model_validator(mode="after")
     def _sections_agree(self) -> "Params":
         task = self.framing.task
-        for target in (*self.requirements.quality, *self.requirements.guard_rails, self.requirements.kpi.moved_by):
-            if target.metric not in METRICS_OF[task]:
-                raise ValueError(f"requirements ask for {target.metric}, which does not measure a {task} task; give one of {', '.join(METRICS_OF[task])}")
+        asked = [t.metric for t in (*self.requirements.quality, *self.requirements.guard_rails)]
+        for metric in (*asked, self.requirements.kpi.moved_by.metric):
+            if metric not in METRICS_OF[task]:
+                raise ValueError(f"requirements ask for {metric}, which does not measure a {task} task; give one of {', '.join(METRICS_OF[task])}")
         if self.evaluation.slices.metric not in METRICS_OF[task]:
             raise ValueError(f"evaluation.slices.metric {self.evaluation.slices.metric!r} does not measure a {task} task")
         if (self.evaluation.threshold is None) != (task != "binary"):
@@ -530,7 +535,9 @@ class Params(Section):
                 raise ValueError(f"evaluation.slices names {column!r}, which is not an input{_closest(column, names)}")
         for column in self.requirements.constraints.personal_columns:
             if column in names:
-                raise ValueError(f"requirements.constraints.personal_columns holds {column!r}, so the model may not read it; take it out of framing.inputs")
+                raise ValueError(
+                    f"requirements.constraints.personal_columns holds {column!r}, so the model may not read it; take it out of framing.inputs"
+                )
         return self
 
 
@@ -585,7 +592,9 @@ def _line_numbers(text: str) -> dict[tuple[str, ...], int]:
                 lines[(*path, str(index))] = item.start_mark.line + 1
                 walk(item, (*path, str(index)))
 
-    walk(yaml.compose(text, Loader=yaml.SafeLoader), ())
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    if root is not None:
+        walk(root, ())
     return lines
 
 

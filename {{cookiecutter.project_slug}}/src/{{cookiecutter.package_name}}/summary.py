@@ -14,7 +14,7 @@ COLOURS = {"pass": "green", "fail": "bold red", "not run": "dim"}
 
 def summarize(params: Params) -> None:
     """Print the table of steps and write reports/index.html and reports/traceability.md."""
-    verdicts = {step: load_verdict(step) for step in STEPS}
+    verdicts = _up_to_the_first_failure()
     traced = traceability(params.requirements, verdicts)
     steps = [(STEPS[step][0], step, _verdict(checks), f"{STEPS[step]}/index.html" if checks else "") for step, checks in verdicts.items()]
     header = ("requirement", "check", "measured", "limit", "verdict", "why")
@@ -35,6 +35,16 @@ def summarize(params: Params) -> None:
         shown.add_row(number, step, f"[{COLOURS[verdict]}]{verdict}[/]", str(REPORTS / path) if path else "")
     Console().print(shown)
     Console().print(f"\nAll of it as a page: {INDEX}", highlight=False)
+
+
+def _up_to_the_first_failure() -> dict[str, list[Check] | None]:
+    """Each step's checks; those after a step that failed or did not run are from an earlier run, so they do not count."""
+    verdicts: dict[str, list[Check] | None] = {}
+    closed = False
+    for step in STEPS:
+        verdicts[step] = None if closed else load_verdict(step)
+        closed = closed or _verdict(verdicts[step]) != "pass"
+    return verdicts
 
 
 def _verdict(checks: list[Check] | None) -> str:

@@ -5,6 +5,7 @@ an owner sometimes shops in a burst too. So single payments tell little and hist
 """
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -32,7 +33,7 @@ def simulate(sample: Sample) -> Iterator[pa.Table]:
     start, end = np.datetime64(sample.start, "us"), sample.days * DAY
     bounds = np.linspace(0, end, max(sample.days, sample.rows // BATCH) + 1)
     done = 0
-    for low, high in zip(bounds[:-1], bounds[1:], strict=True):
+    for low, high in pairwise(bounds):
         rows = round(sample.rows * high / end) - done
         done += rows
         moved = sample.drift if low >= sample.drift_day * DAY else "none"

@@ -17,6 +17,7 @@ WATCHED = {
 def requirements_document(requirements: Requirements) -> str:
     """The requirements as Markdown, for people who do not read YAML."""
     r, kpi = requirements, requirements.kpi
+    fallback = "answers and says so" if r.constraints.fallback_allowed else "may not answer; the service says it is not ready"
     lines = [
         "# Requirements",
         "",
@@ -26,7 +27,8 @@ def requirements_document(requirements: Requirements) -> str:
         "",
         "## What success is",
         "",
-        f"{kpi.name}, in {kpi.unit}: from {kpi.baseline:g} to {kpi.target:g} ({kpi.better} is better). Moved by {kpi.moved_by.metric}, today {kpi.moved_by.today:g}: {kpi.moved_by.because}",
+        f"{kpi.name}, in {kpi.unit}: from {kpi.baseline:g} to {kpi.target:g} ({kpi.better} is better). "
+        f"Moved by {kpi.moved_by.metric}, today {kpi.moved_by.today:g}: {kpi.moved_by.because}",
         "",
         "| requirement | limit | unit | proven by |",
         "|---|---|---|---|",
@@ -49,7 +51,7 @@ def requirements_document(requirements: Requirements) -> str:
         f"* Privacy: {r.constraints.privacy} Columns the model may not read: {', '.join(r.constraints.personal_columns) or 'none'}.",
         f"* Interpretability: {r.constraints.interpretability}",
         f"* Human in the loop: {r.constraints.human_in_the_loop}",
-        f"* When no model can be loaded, the rule-like baseline {'answers and says so' if r.constraints.fallback_allowed else 'may not answer; the service says it is not ready'}.",
+        f"* When no model can be loaded, the rule-like baseline {fallback}.",
         "",
         "## The four qualities",
         "",

@@ -2,6 +2,7 @@
 
 import html
 import io
+import math
 import os
 import re
 import shutil
@@ -101,9 +102,10 @@ def axes(width: float = 7.0, height: float = 2.8, columns: int = 1, rows: int = 
     style: dict[str, Any] = {
         "font.family": "sans-serif", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
         "axes.edgecolor": GREY, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
-        "axes.prop_cycle": mpl.cycler(color=COLOURS), "axes.grid": True, "axes.axisbelow": True, "grid.color": "#e4e8ec", "legend.frameon": False,
+        "axes.grid": True, "axes.axisbelow": True, "grid.color": "#e4e8ec", "legend.frameon": False,
     }  # fmt: skip
-    pyplot.rcParams.update(style)
+    rc: Any = pyplot.rcParams
+    rc.update(style)
     drawing, made = pyplot.subplots(rows, columns, figsize=(width, height), layout="constrained")
     return drawing, made
 
@@ -135,7 +137,7 @@ def _cell(value: Any) -> str:
         return f'<a href="{html.escape(value)}">{html.escape(value)}</a>' if value else ""
     if value in ("pass", "fail", "not measured", "not run"):
         return f'<span class="{str(value).split()[0]}">{value}</span>'
-    if value is None or value != value:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
     if isinstance(value, float):
         return f"{value:,.4g}"

@@ -60,8 +60,10 @@ def check_point_in_time(connection: duckdb.DuckDBPyConnection, framing: Framing,
     changed = 0
     for (cut,) in cuts:
         keys = "".join(name(k) + ", " for k in (framing.entity, framing.time) if k)
-        connection.execute(f"CREATE OR REPLACE TABLE kept AS SELECT row_id, {keys} FROM all_events WHERE {time} <= {text(cut)} "
-                           f"ORDER BY {time} DESC, row_id LIMIT {ROWS_PER_CUT}")
+        connection.execute(
+            f"CREATE OR REPLACE TABLE kept AS SELECT row_id, {keys} FROM all_events WHERE {time} <= {text(cut)} "
+            f"ORDER BY {time} DESC, row_id LIMIT {ROWS_PER_CUT}"
+        )
         with as_known_at(connection, framing, cut):
             connection.execute("CREATE OR REPLACE VIEW moments AS SELECT * FROM kept")
             run_query(connection, query, "again")

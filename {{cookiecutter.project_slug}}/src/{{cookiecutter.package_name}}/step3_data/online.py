@@ -35,8 +35,10 @@ def materialize(connection: duckdb.DuckDBPyConnection, framing: Framing, query: 
     columns = [i.name for i in inputs_of(framing, "history")]
     with as_known_at(connection, framing, as_of):
         now = f"{text(as_of)}::TIMESTAMP AS {time}"
-        connection.execute(f"CREATE OR REPLACE TABLE entities AS SELECT min(row_id) AS row_id, {entity}, {now} FROM events "
-                           f"WHERE {entity} IS NOT NULL GROUP BY {entity} UNION ALL SELECT -1, NULL, {now}")
+        connection.execute(
+            f"CREATE OR REPLACE TABLE entities AS SELECT min(row_id) AS row_id, {entity}, {now} FROM events "
+            f"WHERE {entity} IS NOT NULL GROUP BY {entity} UNION ALL SELECT -1, NULL, {now}"
+        )
         connection.execute("CREATE OR REPLACE VIEW moments AS SELECT * FROM entities")
         run_query(connection, query, "online")
         chosen = ", ".join(f"online.{name(c)}" for c in columns)

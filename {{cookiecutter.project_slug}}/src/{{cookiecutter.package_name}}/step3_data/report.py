@@ -41,13 +41,15 @@ def _summary(connection: duckdb.DuckDBPyConnection, field: Input, rows: int) -> 
     missing, distinct = connection.execute(f"SELECT count(*) - count({column}), approx_count_distinct({column}) FROM prepared").fetchall()[0]
     result: dict[str, Any] = {"missing": missing, "distinct": distinct}
     if field.kind in ("number", "date"):
-        low, high, *inner = connection.execute(
-            f"SELECT min({column}), max({column}), quantile_cont({column}, 0.01), quantile_cont({column}, 0.99) FROM prepared").fetchall()[0]  # fmt: skip
+        edges = f"min({column}), max({column}), quantile_cont({column}, 0.01), quantile_cont({column}, 0.99)"
+        low, high, *inner = connection.execute(f"SELECT {edges} FROM prepared").fetchall()[0]
         result["range"] = "" if low is None else f"{_show(low)} to {_show(high)}"
         result["bars"] = _histogram(connection, field, *inner) if low is not None else ([], [])
     else:
         shown = f"left({column}::VARCHAR, 40)"
-        top = connection.execute(f"SELECT {shown}, count(*) FROM prepared WHERE {column} IS NOT NULL GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT 8").fetchall()
+        top = connection.execute(
+            f"SELECT {shown}, count(*) FROM prepared WHERE {column} IS NOT NULL GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT 8"
+        ).fetchall()
         result["range"] = ", ".join(str(t[0]) for t in top[:3])
         result["bars"] = ([str(t[0]) for t in top], [t[1] / max(rows, 1) for t in top])
     return result
@@ -59,7 +61,9 @@ def _histogram(connection: duckdb.DuckDBPyConnection, field: Input, low: Any, hi
     first, last = (float(v) if field.kind == "number" else np.datetime64(v, "s").astype(float) for v in (low, high))
     width = (last - first) / BARS or 1.0
     place = f"least(greatest(floor(({column} - {first}) / {width}), 0), {BARS - 1})::INTEGER"
-    found = dict(connection.execute(f"SELECT {place}, count(*) FROM prepared WHERE {column} IS NOT NULL AND NOT isnan({column}::DOUBLE) GROUP BY 1").fetchall())
+    found = dict(
+        connection.execute(f"SELECT {place}, count(*) FROM prepared WHERE {column} IS NOT NULL AND NOT isnan({column}::DOUBLE) GROUP BY 1").fetchall()
+    )
     total = sum(found.values()) or 1
     return [first + (i + 0.5) * width for i in range(BARS)], [found.get(i, 0) / total for i in range(BARS)]
 
@@ -100,8 +104,12 @@ def _target_figure(connection: duckdb.DuckDBPyConnection, framing: Framing) -> s
     if framing.time is None:
         return _parts_figure(connection, target, unit)
     low, high = connection.execute(f"SELECT min({name(framing.time)})::TIMESTAMP, max({name(framing.time)})::TIMESTAMP FROM prepared").fetchall()[0]
-    bucket = f"time_bucket(INTERVAL ({max(1, round((high - low).total_seconds() / 30))}) SECOND, {name(framing.time)}::TIMESTAMP, {text(low)}::TIMESTAMP)"
-    rows = connection.execute(f"SELECT {bucket} AS t, part, avg({target}) FROM prepared GROUP BY t, part HAVING count(*) >= {LEAST_ROWS} ORDER BY t").fetchall()
+    bucket = (
+        f"time_bucket(INTERVAL ({max(1, round((high - low).total_seconds() / 30))}) SECOND, {name(framing.time)}::TIMESTAMP, {text(low)}::TIMESTAMP)"
+    )
+    rows = connection.execute(
+        f"SELECT {bucket} AS t, part, avg({target}) FROM prepared GROUP BY t, part HAVING count(*) >= {LEAST_ROWS} ORDER BY t"
+    ).fetchall()
     drawing, panel = axes()
     for part, colour in zip(PARTS, (BLUE, GREEN, RED), strict=True):
         points = [(r[0], r[2]) for r in rows if r[1] == part]

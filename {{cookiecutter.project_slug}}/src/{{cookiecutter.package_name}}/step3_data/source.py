@@ -58,8 +58,10 @@ def open_events(connection: duckdb.DuckDBPyConnection, data: Data, framing: Fram
     missing = [c for c in raw_columns(framing) if c not in have]
     if missing:
         raise StepFailed(f"data: {path} has no column {missing[0]!r} (it has {', '.join(have)}); add it, or take it out of framing in params.yaml")
-    connection.execute(f"CREATE OR REPLACE VIEW all_events AS SELECT file_row_number AS row_id, * EXCLUDE (file_row_number) "
-                       f"FROM read_parquet({text(path)}, file_row_number = true)")
+    connection.execute(
+        f"CREATE OR REPLACE VIEW all_events AS SELECT file_row_number AS row_id, * EXCLUDE (file_row_number) "
+        f"FROM read_parquet({text(path)}, file_row_number = true)"
+    )
     connection.execute("CREATE OR REPLACE VIEW events AS SELECT * FROM all_events")
 
 

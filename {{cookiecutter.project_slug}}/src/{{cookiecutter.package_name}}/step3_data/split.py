@@ -35,11 +35,15 @@ def assign(connection: duckdb.DuckDBPyConnection, framing: Framing, split: Split
     if framing.time and framing.label_time:
         labelled += f" AND {name(framing.time)} <= (SELECT max({name(framing.time)}) FROM events) - {_days(label_delay_days)}"
     part = _by_time(connection, framing, split, label_delay_days, labelled) if split.by == "time" else _by_hash(framing, split)
-    connection.execute(f"CREATE OR REPLACE TABLE parts AS SELECT row_id, CASE WHEN {labelled} THEN {part} ELSE 'without label' END AS part FROM events")
+    connection.execute(
+        f"CREATE OR REPLACE TABLE parts AS SELECT row_id, CASE WHEN {labelled} THEN {part} ELSE 'without label' END AS part FROM events"
+    )
     found: dict[str, int] = dict(connection.execute("SELECT part, count(*) FROM parts GROUP BY part").fetchall())
     for required in PARTS:
         if not found.get(required):
-            raise StepFailed(f"data: the {required} part of the split is empty ({found}); give more rows, or other shares in data.split of params.yaml")
+            raise StepFailed(
+                f"data: the {required} part of the split is empty ({found}); give more rows, or other shares in data.split of params.yaml"
+            )
     return Counts(*(found.get(p, 0) for p in (*PARTS, "without label", "embargoed")))
 
 

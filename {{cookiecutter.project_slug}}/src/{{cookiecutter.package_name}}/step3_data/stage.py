@@ -28,7 +28,7 @@ def run(params: Params) -> None:
     framing, data, target = params.framing, params.data, REPORTS / STEPS["data"]
     connection = connect(data.memory_gb, SCRATCH)
     open_events(connection, data, framing)
-    checks = check_rows(Path(data.raw), framing, inputs_of(framing, "request"), data.rows_listed)
+    checks = check_rows([Path(data.raw)], inputs_of(framing, "request"), data.rows_listed, "raw values")
     _stop_on_bad_rows(checks, target)
     query = QUERY.read_text(encoding="utf-8")
     build(connection, framing, query)
@@ -36,8 +36,8 @@ def run(params: Params) -> None:
     counts = assign(connection, framing, data.split, params.requirements.label_delay_days)
     with whole_folder(PREPARED) as folder:
         _write_parts(connection, framing, folder)
-        for part in PARTS:
-            checks += check_rows(folder / f"{part}.parquet", framing, inputs_of(framing, "history"), data.rows_listed)
+        files = [folder / f"{part}.parquet" for part in PARTS]
+        checks += check_rows(files, inputs_of(framing, "history"), data.rows_listed, "history values")
         checks += check_split(connection, framing, data.split, folder)
         sample = connection.sql(f"SELECT * FROM train ORDER BY row_id LIMIT {SAMPLE_ROWS}").to_arrow_table()
         alone = scores_alone(framing, columns_of(sample, [i.name for i in framing.inputs]), sample.column(framing.target).to_pylist())

@@ -8,38 +8,40 @@ import pandas as pd
 import pandera.pandas as pa
 import pyarrow.parquet as pq
 
-from ..params import Framing, Input
+from ..params import Input
 from ..step1_requirements.checks import Check, check_that
 
 BATCH = 100_000
 DTYPES = {"number": "float64", "date": "datetime64[us]"}
 
 
-def check_rows(path: Path, framing: Framing, fields: Sequence[Input], rows_listed: int) -> list[Check]:
-    """Validate the columns `fields` of a Parquet file in batches; one check for values, one for missing shares.
+def check_rows(paths: Sequence[Path], fields: Sequence[Input], rows_listed: int, what: str) -> list[Check]:
+    """Validate the columns `fields` of Parquet files in batches; one check for values, one for missing shares.
 
-    The first `rows_listed` offending rows are named with their place in the file (row_id, from 0).
+    The first `rows_listed` offending rows are named with their place in the file (from 0).
     """
-    schema = schema_of(fields)
+    if not fields:
+        return []
+    schema, names = schema_of(fields), [f.name for f in fields]
     bad: list[str] = []
-    missing = dict.fromkeys((f.name for f in fields), 0)
+    missing = dict.fromkeys(names, 0)
     total = failures = 0
-    for frame in _batches(path, [f.name for f in fields]):
+    for path, frame in ((p, f) for p in paths for f in _batches(p, names)):
         total += len(frame)
-        for name in missing:
+        for name in names:
             missing[name] += int(frame[name].isna().sum())
         cases = _failures(schema, frame)
         failures += len(cases)
-        bad += [f"row {c.index}: {c.column} is {c.failure_case!r}, {c.check}" for c in cases.head(rows_listed - len(bad)).itertuples()]
-    where = f"{path}: " + "; ".join(bad) + (f"; and {failures - len(bad)} more" if failures > len(bad) else "")
-    checks = [check_that("data_contract", f"values of {path.name} within the contract", not failures, f"{failures} bad values in {total} rows", "0 bad values",
-                         f"{where}. Mend the rows, or framing.inputs in params.yaml.")]  # fmt: skip
-    shares = [(f, missing[f.name] / max(total, 1)) for f in fields]
-    over = [(f, share) for f, share in shares if share > f.max_missing]
-    mend = "; ".join(f"{f.name} is missing in {share:.1%} of rows, at most {f.max_missing:.1%} may be" for f, share in over)
-    checks.append(check_that("data_contract", f"missing values of {path.name}", not over, f"{len(over)} columns over their limit", "0 columns",
-                             f"{mend}. Mend the source, or max_missing in framing.inputs."))  # fmt: skip
-    return checks
+        bad += [f"{path} row {c.index}: {c.column} is {c.failure_case!r}, {c.check}" for c in cases.head(rows_listed - len(bad)).itertuples()]
+    listed = "; ".join(bad) + (f"; and {failures - len(bad)} more" if failures > len(bad) else "")
+    over = [(f, missing[f.name] / max(total, 1)) for f in fields if missing[f.name] / max(total, 1) > f.max_missing]
+    shares = "; ".join(f"{f.name} is missing in {share:.1%} of rows, at most {f.max_missing:.1%} may be" for f, share in over)
+    return [
+        check_that("data_contract", f"{what} outside the contract", not failures, f"{failures} of {total:,} rows' values", "none",
+                   f"{listed}. Mend the rows, or framing.inputs in params.yaml."),
+        check_that("data_contract", f"{what} missing too often", not over, f"{len(over)} of {len(fields)} columns", "none",
+                   f"{shares}. Mend the source, or max_missing in framing.inputs."),
+    ]  # fmt: skip
 
 
 def schema_of(fields: Sequence[Input]) -> pa.DataFrameSchema:
@@ -64,8 +66,7 @@ def _failures(schema: pa.DataFrameSchema, frame: pd.DataFrame) -> pd.DataFrame:
     try:
         schema.validate(frame, lazy=True)
     except pa.errors.SchemaErrors as error:
-        cases = error.failure_cases
-        cases["column"] = cases["column"].fillna("row")
+        cases: pd.DataFrame = error.failure_cases
         return cases.sort_values(["index", "column"])
     return pd.DataFrame()
 

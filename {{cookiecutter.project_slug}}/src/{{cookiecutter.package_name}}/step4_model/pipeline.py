@@ -28,8 +28,7 @@ def frame_of(arrays: Arrays) -> pd.DataFrame:
     """The encoded arrays side by side, columns numbered as the export numbers them."""
     parts = [pd.DataFrame(arrays[key]) for key in ("numbers", "strings") if key in arrays]
     frame = pd.concat(parts, axis=1)
-    frame.columns = range(frame.shape[1])
-    return frame
+    return frame.set_axis(range(frame.shape[1]), axis=1)
 
 
 def build_pipeline(framing: Framing, model: Model, kind: Estimator, frame: pd.DataFrame) -> Pipeline:

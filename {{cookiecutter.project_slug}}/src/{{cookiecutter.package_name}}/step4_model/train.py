@@ -75,8 +75,11 @@ def fit(framing: Framing, model: Model, part: Part, classes: list[str]) -> Train
     """
     if framing.task == "binary" and len(set(part.labels.tolist())) < 2:
         raise StepFailed("model: the training part holds one class only; give more rows, or check framing.positive in params.yaml")
-    kinds: tuple[Estimator, ...] = (model.kind, "rule", "trivial")
-    return Trained(*(build_pipeline(framing, model, kind, part.frame).fit(part.frame, part.labels) for kind in kinds), classes)
+
+    def trained(kind: Estimator) -> Pipeline:
+        return build_pipeline(framing, model, kind, part.frame).fit(part.frame, part.labels)
+
+    return Trained(trained(model.kind), trained("rule"), trained("trivial"), classes)
 
 
 def scorer_of(framing: Framing) -> Any:

@@ -24,7 +24,9 @@ def search(framing: Framing, model: Model, split: Split, part: Part, study_name:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     STUDIES.parent.mkdir(parents=True, exist_ok=True)
     sampler = optuna.samplers.TPESampler(seed=model.seed)
-    study = optuna.create_study(storage=f"sqlite:///{STUDIES.as_posix()}", study_name=study_name, direction="maximize", load_if_exists=True, sampler=sampler)
+    study = optuna.create_study(
+        storage=f"sqlite:///{STUDIES.as_posix()}", study_name=study_name, direction="maximize", load_if_exists=True, sampler=sampler
+    )
     done = sum(t.state == optuna.trial.TrialState.COMPLETE for t in study.trials)
     if not done:
         study.enqueue_trial(_current(model))
@@ -33,7 +35,9 @@ def search(framing: Framing, model: Model, split: Split, part: Part, study_name:
     def score(trial: optuna.Trial) -> float:
         tried = _with(model, _suggest(trial, model))
         pipeline = build_pipeline(framing, tried, tried.kind, part.frame)
-        return float(cross_val_score(pipeline, part.frame, part.labels, scoring=scorer_of(framing), cv=folds, groups=groups, error_score="raise").mean())
+        return float(
+            cross_val_score(pipeline, part.frame, part.labels, scoring=scorer_of(framing), cv=folds, groups=groups, error_score="raise").mean()
+        )
 
     study.optimize(score, n_trials=max(0, model.tune.trials - done), show_progress_bar=True)
     return study

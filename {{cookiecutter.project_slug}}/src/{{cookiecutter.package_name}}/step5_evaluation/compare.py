@@ -26,16 +26,17 @@ def lead(metric: str, ours: Answers, theirs: Answers, our_samples: Array, resamp
 
 
 def compare_champion(framing: Framing, tracker: Tracker, version: str | None, challenger: str, test: Path,
-                     classes: list[str], ours: Answers, threshold: float | None, our_samples: Array, resamples: Array, confidence: float) -> Champion:  # fmt: skip
+                     classes: list[str], ours: Answers, threshold: float | None, our_samples: Array, resamples: Array,
+                     confidence: float) -> Champion:  # fmt: skip
     """The challenger against the registry's champion on the same test rows."""
     if version is None or version == challenger:
         return Champion(version, itself=version is not None)
     with tempfile.TemporaryDirectory() as folder:
-        files = tracker.fetch(version, Path(folder))
         try:
+            files = tracker.fetch(version, Path(folder))
             their_framing = Framing.model_validate_json((files / "framing.json").read_text(encoding="utf-8"))
             trained = read(files / "model.joblib")
-        except Exception as error:  # noqa: BLE001 - an old champion may fail to load in any way
+        except Exception as error:  # an old champion may fail to load in any way
             return Champion(version, why_not=f"champion {version} cannot be loaded here ({error})")
     table = pq.read_table(test)
     unlike = [i.name for i in their_framing.inputs if i.name not in table.column_names]

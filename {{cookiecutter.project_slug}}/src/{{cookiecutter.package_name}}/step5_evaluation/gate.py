@@ -43,10 +43,22 @@ def gate(requirements: Requirements, framing: Framing, evaluation: Evaluation, m
     checks.append(_lift(requirements, framing, measured))
     drop, where = worst_drop(evaluation.slices, list(measured.slices))
     mend = "Give that slice more data or features, or judge it openly in evaluation.slices."
-    checks.append(check_bound("worst_slice", f"drop of {evaluation.slices.metric} on the worst slice ({where})", drop, at_most=evaluation.slices.max_drop, mend=mend))
+    checks.append(
+        check_bound(
+            "worst_slice", f"drop of {evaluation.slices.metric} on the worst slice ({where})", drop, at_most=evaluation.slices.max_drop, mend=mend
+        )
+    )
     gap, where = protected_gap(evaluation.slices, list(measured.slices))
     mend = "The model serves one group worse: look at its data before anything else."
-    checks.append(check_bound("protected_gap", f"gap of {evaluation.slices.metric} between protected groups ({where})", gap, at_most=evaluation.slices.max_gap, mend=mend))
+    checks.append(
+        check_bound(
+            "protected_gap",
+            f"gap of {evaluation.slices.metric} between protected groups ({where})",
+            gap,
+            at_most=evaluation.slices.max_gap,
+            mend=mend,
+        )
+    )
     checks.append(_champion(evaluation, framing, measured.champion))
     kpi, moved_by = requirements.kpi, requirements.kpi.moved_by
     expected = kpi.expected(measured.metrics[moved_by.metric].value)

@@ -31,7 +31,10 @@ def evaluation_page(params: Params, measured: Measured, checks: Sequence[Check],
         checks_section(checks),
         section("Metrics on the test part", table(("metric", "value", "interval from", "to"), metrics)),
         section("How it errs", *_figures(framing, measured, answers, classes)),
-        section(f"Slices, by {params.evaluation.slices.metric}", table(("column", "value", "rows", params.evaluation.slices.metric, "drop against the whole", "judged"), slices)),
+        section(
+            f"Slices, by {params.evaluation.slices.metric}",
+            table(("column", "value", "rows", params.evaluation.slices.metric, "drop against the whole", "judged"), slices),
+        ),
         section("Expected effect on the business", paragraph(effect)),
         section("Online test", paragraph(online)),
     )
@@ -47,14 +50,16 @@ def model_card(params: Params, measured: Measured, checks: Sequence[Check], vers
     return "\n".join([
         f"# Model card: {framing.target}, version {version['version']}", "",
         f"**What it is for.** {r.goal}. Used by {', '.join(r.users)}. Not for anything else.", "",
-        f"**What it does.** A {params.model.kind} model for a {framing.task} task: from {len(framing.inputs)} inputs it predicts {framing.target}.{decides}", "",
+        f"**What it does.** A {params.model.kind} model for a {framing.task} task: from {len(framing.inputs)} inputs "
+        f"it predicts {framing.target}.{decides}", "",
         f"**Where it came from.** Data {version['data']}, code {version['code']}, run {version['run']}. Owner: {r.owner}.", "",
         "## Measured on the newest data it never saw", "", "| metric | value, with interval |", "|---|---|", *metrics, "",
         f"Over the {measured.baseline} baseline it adds {measured.lift} in {framing.metric}.", "",
         f"## By slice ({params.evaluation.slices.metric})", "", "| slice | rows | value |", "|---|---|---|", *slices, "",
         "## Requirements", "", "| requirement | measured | limit | verdict |", "|---|---|---|---|", *verdicts, "",
         "## Limits", "",
-        f"* Privacy: {r.constraints.privacy}", f"* Interpretability: {r.constraints.interpretability}", f"* People: {r.constraints.human_in_the_loop}",
+        f"* Privacy: {r.constraints.privacy}", f"* Interpretability: {r.constraints.interpretability}",
+        f"* People: {r.constraints.human_in_the_loop}",
         "* It knows the world of its training data; step 7 watches whether that world moves.", "",
     ])  # fmt: skip
 
@@ -68,7 +73,7 @@ def _figures(framing: Framing, measured: Measured, answers: Answers, classes: li
 
 def _threshold_figure(measured: Measured, answers: Answers) -> str:
     drawing, (left, right) = axes(9, 3.2, columns=2)
-    precision, recall, thresholds = sk.precision_recall_curve(answers.labels, answers.scores)
+    precision, recall, _ = sk.precision_recall_curve(answers.labels, answers.scores)
     left.plot(recall, precision, color=BLUE)
     at = measured.threshold if measured.threshold is not None else 0.5
     left.plot(measured.metrics["recall"].value, measured.metrics["precision"].value, "o", color=RED, label=f"threshold {at:.3g}")

@@ -64,7 +64,9 @@ def _measure(params: Params, trained: Trained, test: Part, answers: Answers, thr
     metrics = {m: interval(measure(m, answers), s, evaluation.confidence) for m, s in samples.items()}
     for metric in METRICS_OF[framing.task]:
         metrics.setdefault(metric, Estimate(measure(metric, answers)))
-    baselines = {name: answers_of(framing.task, test.labels, predict(framing, getattr(trained, name), test.frame), threshold) for name in ("rule", "trivial")}
+    baselines = {
+        name: answers_of(framing.task, test.labels, predict(framing, getattr(trained, name), test.frame), threshold) for name in ("rule", "trivial")
+    }
     sign = 1 if HIGHER_IS_BETTER[framing.metric] else -1
     nearest = max(baselines, key=lambda name: sign * measure(framing.metric, baselines[name]))
     lift = lead(framing.metric, answers, baselines[nearest], samples[framing.metric], resamples, evaluation.confidence)

@@ -29,7 +29,9 @@ def check_parity(settings: Parity, expected: NDArray[Any], exported: NDArray[Any
     scale = np.maximum(np.abs(expected), 1.0)
     difference = float(np.max(np.abs(expected - exported.reshape(expected.shape)) / scale)) if len(expected) else float("nan")
     mend = "The export computes something else: train another model.kind, or find the column with `tests/test_step6_deployment.py`."
-    return check_bound("parity", f"largest difference of the {what} export on {len(expected):,} rows", difference, at_most=settings.max_difference, mend=mend)
+    return check_bound(
+        "parity", f"largest difference of the {what} export on {len(expected):,} rows", difference, at_most=settings.max_difference, mend=mend
+    )
 
 
 def first_rows(arrays: Arrays, rows: int) -> Arrays:

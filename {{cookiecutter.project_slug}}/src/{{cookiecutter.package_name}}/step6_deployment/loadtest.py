@@ -54,8 +54,11 @@ def closed_loop(port: int, body: bytes, settings: LoadTest) -> Load:
 
 
 async def _drive(port: int, body: bytes, connections: int, due: list[float] | None, seconds: float) -> Load:
-    request = (f"POST /v1/predict HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n").encode() + body
-    start, latencies, failed = perf_counter() + 0.02, [], [0]
+    request = (
+        f"POST /v1/predict HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    ).encode() + body
+    start, failed = perf_counter() + 0.02, [0]
+    latencies: list[float] = []
     todo = iter(due) if due is not None else None
     end = start + seconds
 
@@ -123,14 +126,14 @@ def running_service(bundle: Path, log_path: Path) -> Iterator[int]:
 def ask(port: int, body: bytes) -> dict[str, object]:
     """One predict request; returns the parsed answer."""
     request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/predict", body, {"content-type": "application/json"})  # noqa: S310 - loopback only
-    with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
+    with urllib.request.urlopen(request, timeout=30) as answer:
         result: dict[str, object] = json.load(answer)
         return result
 
 
 def _ready(port: int) -> bool:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health/ready", timeout=5) as answer:  # noqa: S310
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health/ready", timeout=5) as answer:
             return bool(answer.status == 200)
     except OSError:
         return False

@@ -53,7 +53,9 @@ class OnlineTable:
         """The entity's features; those of no history for an unknown one, and nothing without a table."""
         if self.store is None:
             return {}
-        rows = self.store.execute("SELECT entity, features FROM online WHERE entity IN (?, ?) ORDER BY entity DESC LIMIT 1", (entity or UNKNOWN, UNKNOWN)).fetchall()
+        rows = self.store.execute(
+            "SELECT entity, features FROM online WHERE entity IN (?, ?) ORDER BY entity DESC LIMIT 1", (entity or UNKNOWN, UNKNOWN)
+        ).fetchall()
         found: dict[str, Any] = json.loads(rows[0][1]) if rows else {}
         return found
 

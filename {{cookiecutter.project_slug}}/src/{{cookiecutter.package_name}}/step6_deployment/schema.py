@@ -27,17 +27,22 @@ def record_type(framing: Framing, example: dict[str, Any] | None = None) -> Any:
         note = ", ".join(t for t in (field.describes, field.unit) if t)
         kind = Annotated[kind, Field(description=note)] if note else kind
         fields[field.name] = NotRequired[kind] if field.origin == "history" or field.name == framing.time else kind
-    record = TypedDict("Record", fields)  # type: ignore[misc]
-    record.__pydantic_config__ = STRICT | ({"json_schema_extra": {"example": example}} if example else {})  # type: ignore[attr-defined]
-    return record
+    extra: dict[str, Any] = {"json_schema_extra": {"example": example}} if example else {}
+    return _typed_dict("Record", fields, {**STRICT, **extra})
 
 
 def request_adapter(framing: Framing, most: int, example: dict[str, Any] | None = None) -> TypeAdapter[Any]:
     """Validates a whole request body: `records`, at least one and at most `most`."""
-    record = record_type(framing, example)
-    request = TypedDict("Request", {"records": Annotated[list[record], Field(min_length=1, max_length=most)]})  # type: ignore[misc, valid-type]
-    request.__pydantic_config__ = STRICT  # type: ignore[attr-defined]
-    return TypeAdapter(request)
+    record: Any = record_type(framing, example)
+    fields: dict[str, Any] = {"records": Annotated[list[record], Field(min_length=1, max_length=most)]}
+    return TypeAdapter(_typed_dict("Request", fields, STRICT))
+
+
+def _typed_dict(name: str, fields: dict[str, Any], config: Any) -> Any:
+    make: Any = TypedDict  # a type checker wants the fields written out, but they are known only here
+    made = make(name, fields)
+    made.__pydantic_config__ = config
+    return made
 
 
 def _type(field: Input) -> Any:

@@ -32,7 +32,7 @@ from .schema import Response as PredictResponse
 
 log = logging.getLogger(__name__)
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2)
-HEADERS = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]
+TITLES = {404: "Not found", 405: "Wrong method", 413: "Too large", 415: "Wrong content type", 422: "Not as the contract says", 500: "Failed"}
 
 
 class Metrics:
@@ -174,7 +174,9 @@ class Answerer:
             if warnings := self._look(record):
                 prediction["warnings"] = warnings
             predictions.append(prediction)
-            logged.append(Logged(prediction_id, at, predictor.version, predictor.fallback, json.dumps(record, default=str, ensure_ascii=False), score, decision))
+            logged.append(
+                Logged(prediction_id, at, predictor.version, predictor.fallback, json.dumps(record, default=str, ensure_ascii=False), score, decision)
+            )
             self.metrics.decisions[decision].inc()
             self.metrics.score.observe(score)
         self.log.add(logged)
@@ -230,8 +232,7 @@ def _errors(error: ValidationError) -> list[dict[str, str]]:
 
 
 def _problem(status: int, detail: str, errors: list[dict[str, str]]) -> JSONResponse:
-    titles = {413: "Too large", 415: "Wrong content type", 422: "Not as the contract says", 404: "Not found", 405: "Wrong method", 500: "Failed"}
-    problem = Problem(title=titles.get(status, "Refused"), status=status, detail=detail, errors=errors)
+    problem = Problem(title=TITLES.get(status, "Refused"), status=status, detail=detail, errors=errors)
     return JSONResponse(problem.model_dump(), status, media_type="application/problem+json")
 
 
@@ -261,7 +262,7 @@ def _openapi(app: FastAPI, answerer: Answerer) -> dict[str, Any]:
             "schema": {"$ref": "#/components/schemas/Request"}, "example": {"records": [answerer.example]}}}},
         "responses": {
             "200": {"description": "Answered", "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Response"}}}},
-            **{code: {"description": words, **problem} for code, words in (("413", "Too large"), ("415", "Not JSON"), ("422", "Not as the contract says"))},
+            **{str(code): {"description": TITLES[code], **problem} for code in (413, 415, 422)},
         },
     }}  # fmt: skip
     return document

@@ -148,13 +148,15 @@ def _page(params: Params, checks: list[Check], steady: Load, fastest: Load, enti
     panel.plot(sorted(steady.latencies_ms), [(i + 1) / len(steady.latencies_ms) * 100 for i in range(len(steady.latencies_ms))], color=BLUE)
     for limit, share in ((required.latency_ms.p50, 50), (required.latency_ms.p99, 99)):
         panel.plot(limit, share, "v", color=RED)
-        panel.annotate(f"p{share} must be below {limit:g} ms", (limit, share), fontsize=8, color=RED, ha="right", xytext=(-6, -3), textcoords="offset points")
+        panel.annotate(
+            f"p{share} must be below {limit:g} ms", (limit, share), fontsize=8, color=RED, ha="right", xytext=(-6, -3), textcoords="offset points"
+        )
     panel.set(xscale="log", xlabel="latency in ms, from when the request was due", ylabel="% of requests answered")
     caption = f"{len(steady.latencies_ms):,} requests at a constant {steady.rate_per_second:,.0f} a second, one process."
     rows = [(k.replace("_", " "), v) for k, v in found.items()]
     return page(
         "Step 6: deployment",
-        "The bundle answers like the model, and the service meets its requirements." if all(c.outcome != "fail" for c in checks) else "The gate is closed.",
+        "The gate is closed." if any(c.outcome == "fail" for c in checks) else "The service answers like the model and meets its requirements.",
         checks_section(checks),
         section("Load test", figure(drawing, caption), table(("what", "measured"), rows)),
         section("What was built", paragraph(f"{BUNDLE}: two ONNX models (the model and the rule-like fallback), manifest.json and SHA256SUMS. "

@@ -18,15 +18,16 @@ def alert_rules(requirements: Requirements, monitoring: Monitoring, package: str
               f"Errors burn the budget of availability {requirements.availability:g} {burn:g} times too fast", runbook, window=long)
         for long, short, burn, severity in BURN
     ]  # fmt: skip
-    rules += [
-        _rule("LatencyHigh", f"histogram_quantile(0.99, sum by (le) (rate(predict_latency_seconds_bucket[5m]))) > {slow:g}", "5m", "page",
-              f"p99 latency is above {requirements.latency_ms.p99:g} ms", runbook),
-        _rule("ServiceDown", 'up{job="predictions"} == 0', "1m", "page", "The prediction service does not answer", runbook),
-        _rule("FallbackAnswers", 'max(model_info{fallback="true"}) == 1', "1m", "page", "The rule-like baseline answers, because no model could be loaded", runbook),
-        _rule("PredictionsNotLogged", "increase(prediction_log_dropped_total[10m]) > 0", "0m", "ticket", "Predictions could not be logged", runbook),
-        _rule("ColumnDrift", f"max by (column) (drift_psi_ratio) > {monitoring.drift.psi:g}", "0m", "ticket", "An input moved away from the training data", runbook),
-        _rule("MonitorSilent", f"time() - monitor_last_run_timestamp_seconds > {monitoring.window_hours * 2 * 3600:g}", "10m", "ticket", "The monitor has not run", runbook),
-    ]  # fmt: skip
+    quiet = monitoring.window_hours * 2 * 3600
+    others = [
+        ("LatencyHigh", f"{_quantile(0.99, '5m')} > {slow:g}", "5m", "page", f"p99 latency is above {requirements.latency_ms.p99:g} ms"),
+        ("ServiceDown", 'up{job="predictions"} == 0', "1m", "page", "The prediction service does not answer"),
+        ("FallbackAnswers", 'max(model_info{fallback="true"}) == 1', "1m", "page", "No model could be loaded; the rule-like baseline answers"),
+        ("PredictionsNotLogged", "increase(prediction_log_dropped_total[10m]) > 0", "0m", "ticket", "Predictions could not be logged"),
+        ("ColumnDrift", f"max by (column) (drift_psi_ratio) > {monitoring.drift.psi:g}", "0m", "ticket", "A column moved away from the reference"),
+        ("MonitorSilent", f"time() - monitor_last_run_timestamp_seconds > {quiet:g}", "10m", "ticket", "The monitor has not run"),
+    ]
+    rules += [_rule(*words, runbook) for words in others]
     return {"groups": [{"name": package, "rules": rules}]}
 
 
@@ -51,12 +52,14 @@ def dashboard(requirements: Requirements, framing: Framing, monitoring: Monitori
             ("Model in service", "max by (version, fallback) (model_info)", "none", None),
         ]),
         ("Business", [
-            (f"Labels a second ({kpi.name}: {kpi.baseline:g} to {kpi.target:g} {kpi.unit})", "sum(rate(feedback_labels_total[$__rate_interval]))", "ops", None),
+            (f"Labels a second, for {kpi.name}", "sum(rate(feedback_labels_total[$__rate_interval]))", "ops", None),
         ]),
     ]  # fmt: skip
     panels: list[dict[str, Any]] = []
     for top, (row, contents) in enumerate(rows):
-        panels.append({"id": len(panels) + 1, "type": "row", "title": row, "collapsed": False, "panels": [], "gridPos": {"x": 0, "y": top * 9, "w": 24, "h": 1}})
+        panels.append(
+            {"id": len(panels) + 1, "type": "row", "title": row, "collapsed": False, "panels": [], "gridPos": {"x": 0, "y": top * 9, "w": 24, "h": 1}}
+        )
         width = 24 // len(contents)
         for index, (name, expression, unit, limit) in enumerate(contents):
             panels.append(_panel(len(panels) + 1, name, expression, unit, limit, {"x": index * width, "y": top * 9 + 1, "w": width, "h": 8}))
@@ -79,8 +82,8 @@ def _errors(window: str) -> str:
     return f"sum(rate({failed}[{window}])) / sum(rate(predict_requests_total[{window}]))"
 
 
-def _quantile(share: float) -> str:
-    return f"histogram_quantile({share}, sum by (le) (rate(predict_latency_seconds_bucket[$__rate_interval])))"
+def _quantile(share: float, window: str = "$__rate_interval") -> str:
+    return f"histogram_quantile({share}, sum by (le) (rate(predict_latency_seconds_bucket[{window}])))"
 
 
 def _panel(number: int, title: str, expression: str, unit: str, limit: float | None, place: dict[str, int]) -> dict[str, Any]:

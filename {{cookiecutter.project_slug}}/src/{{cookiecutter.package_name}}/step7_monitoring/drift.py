@@ -75,7 +75,7 @@ def _categories(old: NDArray[Any], new: NDArray[Any]) -> tuple[float, str, float
 
 def _values(kind: str, values: Sequence[Any]) -> NDArray[Any]:
     """The values that are there, as numbers or texts."""
-    present = [v for v in values if v is not None and v == v]
+    present = [v for v in values if as_text(v) is not None]
     if kind == "text":
         return np.array([len(str(v).split()) for v in present], dtype=float)
     if kind == "date":

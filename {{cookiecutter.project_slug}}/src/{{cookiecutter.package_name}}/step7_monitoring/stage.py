@@ -32,15 +32,21 @@ def run(params: Params) -> None:
         pq.write_table(reference, folder / REFERENCE.name)
     write_text(RULES, yaml.safe_dump(rules, sort_keys=False, allow_unicode=True, width=200))
     write_text(DASHBOARD, json.dumps(board, indent=2, ensure_ascii=False))
-    checks = [_quiet_on_itself(params, reference), check_that("monitoring", "alert rules written from the requirements", True, f"{len(rules['groups'][0]['rules'])} rules", "written")]
+    checks = [
+        _quiet_on_itself(params, reference),
+        check_that("monitoring", "alert rules written from the requirements", True, f"{len(rules['groups'][0]['rules'])} rules", "written"),
+    ]
     with whole_folder(target) as folder:
         rows = [(r["alert"], r["for"], r["labels"]["severity"], r["annotations"]["summary"], r["expr"]) for r in rules["groups"][0]["rules"]]
         parts = [
             checks_section(checks),
             section("Alerts", table(("alert", "for", "severity", "what it means", "expression"), rows)),
-            section("Reference", paragraph(f"{reference.num_rows:,} rows of the test part with their scores, in {REFERENCE}; `monitor` compares the prediction log with them.")),
+            section("Reference", paragraph(f"{REFERENCE}: {reference.num_rows:,} rows of the test part; `monitor` compares predictions with them.")),
         ]  # fmt: skip
-        write_text(folder / "index.html", page("Step 7: monitoring", f"{len(rows)} alerts and a dashboard of {len(board['panels'])} panels follow the requirements.", *parts))
+        write_text(
+            folder / "index.html",
+            page("Step 7: monitoring", f"{len(rows)} alerts and a dashboard of {len(board['panels'])} panels follow the requirements.", *parts),
+        )
         save_verdict("monitoring", checks, folder)
     raise_if_failed("monitoring", checks, target / "index.html")
 
