@@ -125,8 +125,8 @@ def running_service(bundle: Path, log_path: Path) -> Iterator[int]:
 
 def ask(port: int, body: bytes) -> dict[str, object]:
     """One predict request; returns the parsed answer."""
-    request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/predict", body, {"content-type": "application/json"})  # noqa: S310 - loopback only
-    with urllib.request.urlopen(request, timeout=30) as answer:
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/predict", body, {"content-type": "application/json"})
+    with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310 - loopback only
         result: dict[str, object] = json.load(answer)
         return result
 
