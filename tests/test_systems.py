@@ -1,0 +1,75 @@
+"""Every system, as its user would: run the seven steps, the tests, the checks; then run again."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+SYSTEMS = {"fraud_detection": "mlflow", "house_prices": "files", "support_routing": "mlflow"}  # each tracking at least once
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", params=SYSTEMS)
+def project(request: pytest.FixtureRequest, bake_into: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh bake in a git repository of its own, with the seven steps run."""
+    system = request.param
+    folder = bake_into(tmp_path_factory.mktemp(system), system=system, tracking=SYSTEMS[system], project_name=f"The {system} system")
+    run(folder, "git", "init", "--quiet")
+    run(folder, "git", "add", "--all")
+    run(folder, sys.executable, "-m", folder.name.replace("-", "_"), "run")
+    return folder
+
+
+def run(folder: Path, *command: str) -> str:
+    """Run a command in the project with its package importable; fails with its output."""
+    env = os.environ | {"PYTHONPATH": str(folder / "src"), "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-6000:]}\n{done.stderr[-6000:]}"
+    return done.stdout
+
+
+def test_all_seven_steps_pass(project: Path) -> None:
+    printed = run(project, sys.executable, "-m", project.name.replace("-", "_"), "report")
+    assert printed.count("pass ") == 7, printed
+
+
+def test_a_second_run_does_nothing(project: Path) -> None:
+    printed = run(project, sys.executable, "-m", project.name.replace("-", "_"), "run")
+    assert "Running stage" not in printed
+
+
+def test_its_own_tests_pass(project: Path) -> None:
+    run(project, sys.executable, "-m", "pytest", "-p", "no:cacheprovider")
+
+
+def test_lint_types_and_layers_hold(project: Path) -> None:
+    for command in (("ruff", "check"), ("ruff", "format", "--check"), ("mypy",), ("lint-imports",)):
+        tool = shutil.which(command[0], path=str(Path(sys.executable).parent))
+        assert tool, f"{command[0]} is not installed"
+        run(project, tool, *command[1:])
+
+
+def test_the_service_and_batch_scoring_agree(project: Path) -> None:
+    package = project.name.replace("-", "_")
+    run(project, sys.executable, "-m", package, "score", "data/prepared/test.parquet", "scored.parquet")
+    code = f"""
+import json, pyarrow.parquet as pq
+from pathlib import Path
+from {package}.step6_deployment.loadtest import ask, running_service
+scored = pq.read_table("scored.parquet").slice(0, 200)
+samples = json.loads(Path("models/bundle/manifest.json").read_text())["samples"]
+with running_service(Path("models/bundle"), Path("data/agree.sqlite")) as port:
+    answers = ask(port, json.dumps({{"records": samples}}).encode())["predictions"]
+assert [a["score"] for a in answers] == scored.column("score").to_pylist()[: len(answers)]
+print(len(answers), "equal")
+"""
+    assert "20 equal" in run(project, sys.executable, "-c", code)
+
+
+def test_the_project_stays_small_enough_to_read(project: Path) -> None:
+    files = subprocess.run(["git", "ls-files"], cwd=project, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert len(files) <= 80, len(files)
