@@ -40,7 +40,10 @@ def run() -> None:
     from .summary import summarize
 
     params = load()
-    if params.data.sample and not Path(params.data.raw).exists() and not Path("data/raw.dvc").exists():
+    raw = Path(params.data.raw)
+    if not raw.exists() and not raw.parent.with_suffix(".dvc").exists():
+        if params.data.sample is None:
+            raise StepFailed(f"{raw} is not here, and data.sample in params.yaml is null; put your table there")
         _make_sample(params, None)
     code = _dvc("repro")
     summarize(params)

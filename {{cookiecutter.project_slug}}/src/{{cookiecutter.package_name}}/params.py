@@ -570,11 +570,16 @@ def load(path: Path = PATH) -> Params:
 
 def overrides(environ: Mapping[str, str]) -> dict[tuple[str, ...], Any]:
     """Values given as ``PARAMS__SECTION__KEY=value``, parsed as YAML, by lower-cased path."""
-    return {
-        tuple(name.removeprefix(ENV_PREFIX).lower().split("__")): yaml.safe_load(value)
-        for name, value in environ.items()
-        if name.startswith(ENV_PREFIX)
-    }
+    found: dict[tuple[str, ...], Any] = {}
+    for name, value in environ.items():
+        if name.startswith(ENV_PREFIX):
+            try:
+                found[tuple(name.removeprefix(ENV_PREFIX).lower().split("__"))] = yaml.safe_load(value)
+            except yaml.YAMLError:
+                raise ParamsError(
+                    f"{name} in the environment is {value!r}, which is not valid YAML; give a value as params.yaml would hold it"
+                ) from None
+    return found
 
 
 @cache

@@ -4,7 +4,6 @@ Validation, the API's request model, the drift monitor and the documents all der
 `framing.inputs` of params.yaml; this module is what they share.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,19 +35,20 @@ def raw_columns(framing: Framing) -> list[str]:
 
 def as_text(value: Any) -> str | None:
     """One text for one category, whichever type carried it: 3, 3.0 and "3" are the same; None for missing."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return None
     if isinstance(value, str):
         return value
+    if value is None or value != value:
+        return None
     if isinstance(value, bool) or type(value).__name__ == "bool":
         return "true" if value else "false"
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    whole = getattr(value, "is_integer", None)  # numpy's floats have it too
+    return str(int(value)) if whole and whole() else str(value)
 
 
 def json_schema(framing: Framing) -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of one record that asks for a prediction."""
     keys = {
-        framing.entity: {"type": ["string", "null"], "description": "entity whose history is looked up"},
+        framing.entity: {"type": ["string", "integer", "null"], "description": "entity whose history is looked up"},
         framing.time: {"type": ["string", "null"], "format": "date-time", "description": "event time; now when left out"},
     }
     properties: dict[str, Any] = {str(k): v for k, v in keys.items() if k}

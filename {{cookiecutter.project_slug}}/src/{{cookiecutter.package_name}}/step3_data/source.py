@@ -29,10 +29,11 @@ def write_tables(tables: Iterable[pa.Table], path: Path) -> int:
             writer = writer or pq.ParquetWriter(partial, table.schema)
             writer.write_table(table)
             rows += table.num_rows
-    finally:
         if writer:
             writer.close()
-    os.replace(partial, path)
+            os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
     return rows
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import duckdb
 
-from ..params import PREPARED, REPORTS, SCRATCH, Framing, Params
+from ..params import PREPARED, REPORTS, SCRATCH, Framing, Input, Params
 from ..step1_requirements.checks import STEPS, Check, StepFailed, checks_section, raise_if_failed, save_verdict
 from ..step1_requirements.page import page, whole_folder, write_text
 from ..step2_framing.contract import inputs_of
@@ -28,7 +28,7 @@ def run(params: Params) -> None:
     framing, data, target = params.framing, params.data, REPORTS / STEPS["data"]
     connection = connect(data.memory_gb, SCRATCH)
     open_events(connection, data, framing)
-    checks = check_rows([Path(data.raw)], inputs_of(framing, "request"), data.rows_listed, "raw values")
+    checks = check_rows([Path(data.raw)], _raw_fields(framing), data.rows_listed, "raw values")
     _stop_on_bad_rows(checks, target)
     query = QUERY.read_text(encoding="utf-8")
     build(connection, framing, query)
@@ -48,6 +48,14 @@ def run(params: Params) -> None:
             write_text(report / "index.html", data_page(connection, framing, counts, checks, alone))
             save_verdict("data", checks, report)
         raise_if_failed("data", checks, target / "index.html")
+
+
+def _raw_fields(framing: Framing) -> list[Input]:
+    """What raw rows must hold: the inputs of a request, and an event time in every row."""
+    fields = list(inputs_of(framing, "request"))
+    if framing.time and framing.time not in [f.name for f in fields]:
+        fields.append(Input.model_validate({"name": framing.time, "kind": "date"}))
+    return fields
 
 
 def _stop_on_bad_rows(checks: list[Check], target: Path) -> None:

@@ -37,7 +37,7 @@ def check_rows(paths: Sequence[Path], fields: Sequence[Input], rows_listed: int,
     over = [(f, missing[f.name] / max(total, 1)) for f in fields if missing[f.name] / max(total, 1) > f.max_missing]
     shares = "; ".join(f"{f.name} is missing in {share:.1%} of rows, at most {f.max_missing:.1%} may be" for f, share in over)
     return [
-        check_that("data_contract", f"{what} outside the contract", not failures, f"{failures} of {total:,} rows' values", "none",
+        check_that("data_contract", f"{what} outside the contract", not failures, f"{failures} values in {total:,} rows", "none",
                    f"{listed}. Mend the rows, or framing.inputs in params.yaml."),
         check_that("data_contract", f"{what} missing too often", not over, f"{len(over)} of {len(fields)} columns", "none",
                    f"{shares}. Mend the source, or max_missing in framing.inputs."),

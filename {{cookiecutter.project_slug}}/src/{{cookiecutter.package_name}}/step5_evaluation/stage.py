@@ -1,7 +1,7 @@
 """Step 5 at work: measure on the test part, hold it against the requirements, and close the gate when it must be."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from ..params import CANDIDATE, HIGHER_IS_BETTER, METRICS, METRICS_OF, PREPARED, REPORTS, SCRATCH, Framing, Params
@@ -36,7 +36,8 @@ def run(params: Params) -> None:
     answers = answers_of(framing.task, test.labels, predict(framing, trained.model, test.frame), threshold)
     measured = _measure(params, trained, test, answers, threshold, version["version"])
     connection = connect(params.data.memory_gb, SCRATCH)
-    checks = check_split(connection, framing, params.data.split, PREPARED) + gate(params.requirements, framing, evaluation, measured)
+    again = check_split(connection, framing, params.data.split, PREPARED)
+    checks = [replace(c, check=f"{c.check}, before testing") for c in again] + gate(params.requirements, framing, evaluation, measured)
     plan = design(evaluation.experiment, params.requirements.scale.requests_per_day_now)
     target = REPORTS / STEPS["evaluation"]
     with whole_folder(target) as folder:

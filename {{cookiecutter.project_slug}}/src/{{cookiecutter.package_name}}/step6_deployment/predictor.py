@@ -4,6 +4,7 @@ import json
 import sqlite3
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import onnxruntime as ort
@@ -38,12 +39,15 @@ class OnlineTable:
     """The latest history of each entity, looked up by id; read again when the file is replaced."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.stamp = path, 0
+        self.path, self.stamp, self.looked = path, 0, 0.0
         self.store: sqlite3.Connection | None = None
         self.refresh()
 
     def refresh(self) -> None:
-        """Open the file again if it is another than before."""
+        """Open the file again if it is another than before; looks at most once a second."""
+        if monotonic() - self.looked < 1:
+            return
+        self.looked = monotonic()
         stamp = self.path.stat().st_mtime_ns if self.path.exists() else 0
         if stamp != self.stamp:
             self.store = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False)
@@ -51,6 +55,7 @@ class OnlineTable:
 
     def features(self, entity: str | None) -> dict[str, Any]:
         """The entity's features; those of no history for an unknown one, and nothing without a table."""
+        self.refresh()
         if self.store is None:
             return {}
         rows = self.store.execute(
