@@ -18,16 +18,20 @@ ROOT = Path(__file__).parents[1]
 Bake = Callable[..., Path]
 
 
-@pytest.fixture(scope="session")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def copy_committed(folder: Path) -> Path:
     """What git would commit, so that caches and other junk never reach a bake."""
-    copy = tmp_path_factory.mktemp("template") / "template"
     listed = subprocess.run(["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True).stdout
     for name in filter(None, listed.decode().split("\0")):
         if (ROOT / name).is_file():
-            (copy / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, copy / name)
-    return copy
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clean copy of this repository."""
+    return copy_committed(tmp_path_factory.mktemp("template") / "template")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -101,3 +105,13 @@ def post_hook() -> SimpleNamespace:
 def files_of(folder: Path) -> dict[str, bytes]:
     """Every file's content by its path inside the folder."""
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """The figures that tests recorded as "summary", also those of other processes."""
+    reports = [report for reports in terminalreporter.stats.values() for report in reports if hasattr(report, "user_properties")]
+    lines = [value for report in reports if report.when == "call" for name, value in report.user_properties if name == "summary"]
+    if lines:
+        terminalreporter.section("variants")
+        for line in lines:
+            terminalreporter.line(line)

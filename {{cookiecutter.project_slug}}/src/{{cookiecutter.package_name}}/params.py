@@ -177,15 +177,6 @@ class Quality(Section):
     proven_by: tuple[str, ...]
 
 
-class Qualities(Section):
-    """Reliability, scalability, maintainability, adaptability."""
-
-    reliability: Quality
-    scalability: Quality
-    maintainability: Quality
-    adaptability: Quality
-
-
 class Requirements(Section):
     """What the business needs; every gate, alert and document reads it from here."""
 
@@ -204,7 +195,7 @@ class Requirements(Section):
     scale: Scale
     label_delay_days: float = Field(ge=0)
     constraints: Constraints
-    qualities: Qualities
+    qualities: dict[Literal["reliability", "scalability", "maintainability", "adaptability"], Quality] = Field(min_length=4)
 
     def ids(self) -> tuple[str, ...]:
         """The name of every requirement a check can prove, in reading order."""
@@ -238,7 +229,7 @@ class Requirements(Section):
                 f"scale.requests_per_day_in_a_year means {per_second:,.0f} requests a second on average, "
                 f"above throughput_per_second {self.throughput_per_second:g}; raise the throughput"
             )
-        for name, quality in self.qualities:
+        for name, quality in self.qualities.items():
             for proof in quality.proven_by:
                 if proof not in self.ids():
                     raise ValueError(f"qualities.{name}.proven_by names {proof!r}, which no check proves{_closest(proof, self.ids())}")
@@ -613,7 +604,7 @@ def _sentence(path: Path, text: str, error: Any) -> str:
     where = f"{path} line {lines[known]}" if known else str(path)
     name = ".".join(keys) or "params"
     if error["type"] == "extra_forbidden":
-        return f"{where}: {name} is not a known key{_closest(keys[-1], _fields_beside(keys))}; mend its spelling or take it out"
+        return f"{where}: {name} is not a known key{_closest(keys[-1], _known_keys())}; mend its spelling or take it out"
     if error["type"] == "missing":
         return f"{where}: {name} is missing; add it"
     message = error["msg"].removeprefix("Value error, ")
@@ -621,19 +612,10 @@ def _sentence(path: Path, text: str, error: Any) -> str:
     return f"{where}: {name}{shown}: {message}"
 
 
-def _fields_beside(keys: tuple[str, ...]) -> list[str]:
-    """The known keys of the section that an unknown key was found in."""
-    fields: Any = Params
-    for key in keys[:-1]:
-        if key.isdigit():
-            continue
-        annotation = fields.model_fields[key].annotation
-        options = [annotation, *getattr(annotation, "__args__", ())]
-        found = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
-        if not found:
-            return []
-        fields = found[0]
-    return [field.alias or name for name, field in fields.model_fields.items()]
+def _known_keys(section: type[BaseModel] = Section) -> set[str]:
+    """Every key that some section knows."""
+    own = {field.alias or name for name, field in section.model_fields.items()}
+    return own.union(*(_known_keys(c) for c in section.__subclasses__()))
 
 
 def _closest(word: str, words: Any) -> str:

@@ -55,7 +55,7 @@ def requirements_document(requirements: Requirements) -> str:
         "",
         "## The four qualities",
         "",
-        *(f"* **{name.capitalize()}**: {q.means} Proven by: {', '.join(q.proven_by)}." for name, q in r.qualities),
+        *(f"* **{name.capitalize()}**: {q.means} Proven by: {', '.join(q.proven_by)}." for name, q in r.qualities.items()),
         "",
     ]
     return "\n".join(lines)

@@ -37,7 +37,7 @@ def as_text(value: Any) -> str | None:
     """One text for one category, whichever type carried it: 3, 3.0 and "3" are the same; None for missing."""
     if isinstance(value, str):
         return value
-    if value is None or value != value:
+    if value is None or value != value:  # noqa: PLR0124 - NaN, of Python or numpy
         return None
     if isinstance(value, bool) or type(value).__name__ == "bool":
         return "true" if value else "false"

@@ -67,7 +67,10 @@ def _failures(schema: pa.DataFrameSchema, frame: pd.DataFrame) -> pd.DataFrame:
         schema.validate(frame, lazy=True)
     except pa.errors.SchemaErrors as error:
         cases: pd.DataFrame = error.failure_cases
-        return cases.sort_values(["index", "column"])
+        located = cases.dropna(subset=["index"])  # a value of the wrong kind fails its other checks too, without a row
+        cases = (located if len(located) else cases).drop_duplicates(["index", "column"])
+        kind = cases["check"].astype(str).str.replace(r"^(coerce_)?dtype\(.*", "not of its kind", regex=True)
+        return cases.assign(check=kind).sort_values(["index", "column"])
     return pd.DataFrame()
 
 

@@ -10,6 +10,7 @@ from sklearn import metrics as sk
 
 Array = NDArray[Any]
 BINS = 10
+NEEDS_BOTH = ("roc_auc", "average_precision", "precision", "recall", "f1", "false_positive_rate")  # labels, to mean anything
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ METRICS: dict[str, Callable[[Answers, Array], float]] = {
 def measure(metric: str, answers: Answers, weights: Array | None = None) -> float:
     """One metric; NaN where it is not defined, as ROC-AUC with one class."""
     w = np.ones(len(answers.labels)) if weights is None else weights
-    if metric in ("roc_auc", "average_precision") and len(np.unique(answers.labels[w > 0])) < 2:
+    if metric in NEEDS_BOTH and len(np.unique(answers.labels[w > 0])) < 2:
         return float("nan")
     return METRICS[metric](answers, w)
 

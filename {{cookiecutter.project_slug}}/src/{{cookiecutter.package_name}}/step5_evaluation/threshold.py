@@ -24,6 +24,8 @@ def choose_threshold(rule: Threshold, labels: NDArray[Any], scores: NDArray[Any]
     if rule.by == "cost":
         cost = (flagged - caught) * rule.false_positive_usd + (positives - caught) * rule.false_negative_usd
         best = int(np.argmin(cost))
+        if positives * rule.false_negative_usd < cost[best]:  # never to say yes is cheaper
+            return float(max((candidates[0] + 1) / 2, np.nextafter(candidates[0], 2)))
     elif rule.by == "precision":
         kept = np.flatnonzero(precision >= rule.at_least)
         best = int(kept[-1]) if len(kept) else int(np.argmax(precision))

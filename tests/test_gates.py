@@ -1,0 +1,432 @@
+"""The fault matrix: each fault, planted into a project that was green, is stopped by its gate and by no later one.
+
+Every test gets a copy of one clean project and runs only the steps that its fault touches. What a gate
+stopped must be as it was before: the bundle in service, the champion, and what later steps wrote.
+"""
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from json import loads
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from conftest import files_of
+from filelock import FileLock
+from forked import Done, package_of, verb
+
+STEPS = {
+    "requirements": "1-requirements",
+    "framing": "2-framing",
+    "data": "3-data",
+    "model": "4-model",
+    "evaluation": "5-evaluation",
+    "deployment": "6-deployment",
+    "monitoring": "7-monitoring",
+}
+RAW, PREPARED, BUNDLE, SQL = Path("data/raw/events.parquet"), Path("data/prepared"), Path("models/bundle"), "step3_data/features.sql"
+
+#: The matrix's columns, in the order in which a fault meets them: the step and its check; "" is the reading of params.yaml.
+GATES = {
+    "params": ("", "params"),
+    "rules": ("framing", "ml_or_rules"),
+    "contract": ("data", "data_contract"),
+    "leak": ("data", "no_leak"),
+    "split": ("evaluation", "no_leak"),
+    "quality": ("evaluation", "quality"),
+    "guards": ("evaluation", "guard_rails"),
+    "lift": ("evaluation", "lift_over_baseline"),
+    "slice": ("evaluation", "worst_slice"),
+    "groups": ("evaluation", "protected_gap"),
+    "champion": ("evaluation", "champion"),
+    "parity": ("deployment", "parity"),
+    "p99": ("deployment", "latency_ms.p99"),
+    "load": ("deployment", "latency_ms.p50 throughput_per_second cost_per_prediction_usd"),
+    "bundle": ("deployment", "bundle"),
+}
+STOPPED, TOO, PASSED, NOT_REACHED = "STOP", "too", "ok", ""
+
+
+# ---- planting ----------------------------------------------------------------------------
+
+
+def set_params(project: Path, **values: Any) -> None:
+    """Change values of params.yaml; a key's dots are written as two underscores."""
+    path = project / "params.yaml"
+    tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for name, value in values.items():
+        *above, last = name.split("__")
+        section = tree
+        for key in above:
+            section = section[key]
+        assert last in section, f"{name} is not in params.yaml"
+        section[last] = value
+    path.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
+
+
+def params_of(project: Path) -> Any:
+    return yaml.safe_load((project / "params.yaml").read_text(encoding="utf-8"))
+
+
+def source(project: Path, name: str) -> Path:
+    return project / "src" / package_of(project) / name
+
+
+def replace(path: Path, old: str, new: str) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert text.count(old) == 1, f"{path.name} holds {old!r} {text.count(old)} times"
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def override(path: Path, name: str, code: str) -> None:
+    """Define `name` of a module again, at its end; the first one is `original`."""
+    text = path.read_text(encoding="utf-8")
+    assert name.split(".")[0] in text, f"{path.name} no longer knows {name}"
+    path.write_text(f"{text}\n\noriginal = {name}\n{code}", encoding="utf-8")
+
+
+def rewrite(path: Path, change: Callable[[pa.Table], pa.Table]) -> None:
+    pq.write_table(change(pq.read_table(path)), path)
+
+
+def with_column(table: pa.Table, name: str, values: Any) -> pa.Table:
+    """The table with a column of the same type, replaced."""
+    index = table.column_names.index(name)
+    return table.set_column(index, name, pa.array(list(values), table.schema.field(name).type))
+
+
+def a_column_that_leaks(project: Path) -> None:
+    """Written by the fraud team when it closes a case, right in 99 of 100 rows."""
+
+    def change(table: pa.Table) -> pa.Table:
+        fraud = np.array(table.column("is_fraud").to_pylist()) == np.array(True)
+        wrong = np.random.default_rng(0).random(len(fraud)) < 0.01
+        return table.append_column("case_code", pa.array(np.where(fraud ^ wrong, "closed: fraud", "none")))
+
+    rewrite(project / RAW, change)
+    inputs = params_of(project)["framing"]["inputs"]
+    set_params(project, framing__inputs=[*inputs, {"name": "case_code", "kind": "category"}])
+
+
+def shuffled_labels(project: Path) -> None:
+    def change(table: pa.Table) -> pa.Table:
+        labels = np.array(table.column("is_fraud").to_pylist(), dtype=object)
+        known = np.flatnonzero(np.not_equal(labels, None))
+        labels[known] = labels[np.random.default_rng(0).permutation(known)]
+        return with_column(table, "is_fraud", labels)
+
+    rewrite(project / RAW, change)
+
+
+def rows_of_the_test_part(project: Path) -> None:
+    tests = pq.read_table(project / PREPARED / "test.parquet")
+    rewrite(project / PREPARED / "train.parquet", lambda table: pa.concat_tables([table, tests.slice(100, 30)]))
+
+
+def history_with_the_present(project: Path) -> None:
+    replace(source(project, SQL), "AND past.paid_at < moments.paid_at\n", "AND past.paid_at <= moments.paid_at\n")
+
+
+def history_with_the_future(project: Path) -> None:
+    replace(source(project, SQL), "AND past.paid_at < moments.paid_at\n", "")
+
+
+def labels_before_they_arrive(project: Path) -> None:
+    replace(source(project, SQL), " AND past.label_known_at < moments.paid_at", "")
+
+
+def a_model_worse_than_rules(project: Path) -> None:
+    set_params(project, model__boosting__max_iter=1, model__boosting__max_leaf_nodes=2)
+
+
+def nothing(_: Path) -> None:
+    """Training again on the same data."""
+
+
+def misjudged(column: str, value: str) -> Callable[[Path], None]:
+    """In one slice of the test part, the frauds were others: the model is wrong there and nowhere else."""
+
+    def plant(project: Path) -> None:
+        def change(table: pa.Table) -> pa.Table:
+            labels = np.array(table.column("is_fraud").to_pylist())
+            inside = np.array([v == value for v in table.column(column).to_pylist()])
+            frauds, honest = np.flatnonzero(inside & labels), np.flatnonzero(inside & ~labels)
+            assert len(frauds) >= 3, f"too few frauds where {column} = {value}"
+            labels[frauds] = False
+            labels[np.random.default_rng(0).choice(honest, len(frauds), replace=False)] = True
+            return with_column(table, "is_fraud", labels)
+
+        rewrite(project / PREPARED / "test.parquet", change)
+
+    return plant
+
+
+def a_stricter_requirement(project: Path) -> None:
+    first, *others = params_of(project)["requirements"]["quality"]
+    set_params(project, requirements__quality=[first | {"at_least": 0.99}, *others])
+
+
+def a_missing_column(project: Path) -> None:
+    rewrite(project / RAW, lambda table: table.drop_columns(["channel"]))
+
+
+def values_out_of_range(project: Path) -> None:
+    def change(table: pa.Table) -> pa.Table:
+        amount, country = table.column("amount").to_pylist(), table.column("country").to_pylist()
+        amount[17], country[4711] = -5.0, "Atlantis"
+        return with_column(with_column(table, "amount", amount), "country", country)
+
+    rewrite(project / RAW, change)
+
+
+def a_flood_of_missing_values(project: Path) -> None:
+    def change(table: pa.Table) -> pa.Table:
+        bands = table.column("age_band").to_pylist()
+        return with_column(table, "age_band", [None if i % 2 else band for i, band in enumerate(bands)])
+
+    rewrite(project / RAW, change)
+
+
+def an_export_that_differs(project: Path) -> None:
+    """The last tree gets lost."""
+    code = """
+def export(framing, pipeline, path):
+    from copy import deepcopy
+    pipeline = deepcopy(pipeline)
+    getattr(pipeline[-1], "_predictors", [None]).pop()
+    original(framing, pipeline, path)
+"""
+    override(source(project, "step6_deployment/export.py"), "export", code)
+
+
+def a_slow_handler(project: Path) -> None:
+    """One request in forty waits for something; the others are as fast as ever."""
+    seconds = params_of(project)["requirements"]["latency_ms"]["p99"] / 1000 * 1.5
+    code = f"""
+async def slowed(self, request, turn=count()):
+    import asyncio
+    if next(turn) % 40 == 20:
+        await asyncio.sleep({seconds})
+    return await original(self, request)
+Answerer.predict = slowed
+"""
+    override(source(project, "step6_deployment/service.py"), "Answerer.predict", code)
+
+
+def answers_that_ask_for_rules(project: Path) -> None:
+    set_params(project, framing__questions__is_there_a_pattern__answer=False)
+
+
+# ---- the matrix --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault, the steps that meet it, the check of the last of them that stops it, and what the message says."""
+
+    plant: Callable[[Path], None]
+    steps: tuple[str, ...]
+    gate: str
+    says: tuple[str, ...]
+    too: frozenset[str] = frozenset()  # gates of the same step that such a fault may close as well
+
+
+OF_A_BAD_MODEL = frozenset({"quality", "guards", "lift", "slice", "groups", "champion"})
+FAULTS = {
+    "a column that leaks the target": Fault(a_column_that_leaks, ("data",), "leak", ("no_leak", "'case_code'")),
+    "shuffled labels": Fault(shuffled_labels, ("data", "model", "evaluation"), "lift", ("lift_over_baseline", "quality.recall"), OF_A_BAD_MODEL),
+    "test rows in the training set": Fault(rows_of_the_test_part, ("evaluation",), "split", ("no_leak: rows in two parts of the split is",)),
+    "history that counts the present": Fault(history_with_the_present, ("data",), "leak", ("no_leak", "features.sql reads ahead")),
+    "history that counts the future": Fault(history_with_the_future, ("data",), "leak", ("no_leak", "features.sql reads ahead")),
+    "labels used before they arrived": Fault(labels_before_they_arrive, ("data",), "leak", ("no_leak", "features.sql reads ahead")),
+    "a model worse than the baseline": Fault(a_model_worse_than_rules, ("model", "evaluation"), "lift", ("lift_over_baseline",), OF_A_BAD_MODEL),
+    "a model identical to the champion": Fault(nothing, ("model", "evaluation"), "champion", ("identical predictions", "Champion 1 stays")),
+    "one slice collapsing": Fault(misjudged("country", "neighbour"), ("evaluation",), "slice", ("worst_slice", "country = neighbour")),
+    "a protected group treated worse": Fault(misjudged("age_band", "66+"), ("evaluation",), "groups", ("protected_gap", "66+ against")),
+    "a requirement made stricter": Fault(a_stricter_requirement, ("evaluation",), "quality", ("quality.average_precision", "at least 0.99")),
+    "a missing column": Fault(a_missing_column, ("data",), "contract", ("no column 'channel'",)),
+    "values out of range": Fault(
+        values_out_of_range, ("data",), "contract", ("data_contract", "row 17: amount is -5.0, must be at least", "row 4711: country is 'Atlantis'")
+    ),
+    "a flood of missing values": Fault(a_flood_of_missing_values, ("data",), "contract", ("data_contract", "age_band is missing in 5")),
+    "an export that differs": Fault(an_export_that_differs, ("deployment",), "parity", ("parity: largest difference of the model export",)),
+    "a handler slowed beyond p99": Fault(a_slow_handler, ("deployment",), "p99", ("latency_ms.p99", "step6_deployment/service.py")),
+    "answers that ask for rules": Fault(answers_that_ask_for_rules, ("framing",), "rules", ("ml_or_rules", "there is no pattern to learn")),
+}
+CONTRADICTIONS = {
+    "p50 above p99": ({"requirements__latency_ms": {"p50": 900, "p99": 200}}, "requirements.latency_ms: p50 900 is above p99 200"),
+    "a target worse than today": ({"requirements__kpi__target": 9000.0}, "requirements.kpi: target 9000 is no better than baseline 2500"),
+    "a metric nobody knows": ({"framing__metric": "roc"}, "framing: metric 'roc' does not measure a binary task; give one of roc_auc"),
+}
+ONE_BYTE = ("model.onnx", "fallback.onnx", "manifest.json", "SHA256SUMS")
+DOES_NOT_READ_PARAMS = {"score"}  # it reads the bundle, which carries its own contract
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quiet_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One thread each, because tests run side by side; DVC keeps its own notes below the tests' folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("OPENBLAS_NUM_THREADS", "1")
+        patch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path_factory.mktemp("dvc")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def clean(bake_into: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The default project after its seven steps, known to DVC, made once for all workers; only read it.
+
+    Its latency limits are wide, because the load test shares the cores with other tests.
+    """
+    shared = tmp_path_factory.getbasetemp()
+    shared = (shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared) / "gates"
+    with FileLock(f"{shared}.lock"):
+        if not (shared / "made").exists():
+            shutil.rmtree(shared, ignore_errors=True)
+            project = bake_into(shared)
+            set_params(project, requirements__latency_ms={"p50": 400, "p99": 1000})
+            set_params(project, deployment__load_test={"seconds": 2, "rate_per_second": 100, "connections": 16})
+            subprocess.run(["git", "init", "--quiet"], cwd=project, check=True)
+            for step in ("sample", *STEPS):
+                done = verb(project, step)
+                assert done.code == 0, done.said
+            subprocess.run([sys.executable, "-m", "dvc", "commit", "--force", "--quiet"], cwd=project, check=True)
+            (shared / "made").write_text(project.name, encoding="utf-8")
+    return shared / (shared / "made").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def project(clean: Path, tmp_path: Path) -> Path:
+    """A copy of the clean project to break, its registry included."""
+    copy = Path(shutil.copytree(clean, tmp_path / clean.name, symlinks=True))
+    with closing(sqlite3.connect(copy / "mlflow.db")) as store:
+        for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri"), ("model_versions", "source")):
+            store.execute(f"UPDATE {table} SET {column} = replace({column}, ?, ?)", (clean.as_uri(), copy.as_uri()))
+        store.commit()
+    return copy
+
+
+def run(project: Path) -> Done:
+    """`python -m <package> run`: the pipeline as its user runs it."""
+    command = [sys.executable, "-m", package_of(project), "run"]
+    env = os.environ | {"PYTHONPATH": str(project / "src"), "COLUMNS": "200"}
+    done = subprocess.run(command, cwd=project, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    return Done(done.returncode, done.stdout)
+
+
+def ran(done: Done) -> list[str]:
+    return [step for step in STEPS if f"Running stage '{step}'" in done.said]
+
+
+def verdict(project: Path, step: str) -> dict[str, set[str]]:
+    """The outcomes of the step's checks, by requirement."""
+    found: dict[str, set[str]] = {}
+    for check in loads((project / "reports" / STEPS[step] / "verdict.json").read_text(encoding="utf-8"))["checks"]:
+        found.setdefault(check["requirement"], set()).add(check["outcome"])
+    return found
+
+
+def row(project: Path, last: str) -> dict[str, str]:
+    """What each gate said, up to the step `last`: ok, or too for a closed one."""
+    reached = ["", *list(STEPS)[: list(STEPS).index(last) + 1]]
+    cells = dict.fromkeys(GATES, NOT_REACHED)
+    for gate, (step, requirements) in GATES.items():
+        if step in reached:
+            outcomes = verdict(project, step) if step else {}
+            closed = [r for r, found in outcomes.items() if "fail" in found and (r.split(".")[0] in requirements.split() or r in requirements.split())]
+            cells[gate] = TOO if closed else PASSED
+    return cells
+
+
+def in_service(project: Path, after: str) -> dict[str, Any]:
+    """What a closed gate must not change: the bundle, the champion, and all that later steps wrote."""
+    later = list(STEPS)[list(STEPS).index(after) + 1 :]
+    kept = {name: files_of(project / name) for name in (str(BUNDLE), "models/reference", *(f"reports/{STEPS[s]}" for s in later))}
+    with closing(sqlite3.connect(project / "mlflow.db")) as store:
+        champion = store.execute("SELECT version FROM registered_model_aliases WHERE alias = 'champion'").fetchall()
+    return {"champion": champion, **kept}
+
+
+Record = Callable[[str, object], None]
+
+
+def test_a_clean_run_is_all_green(clean: Path, record_property: Record) -> None:
+    cells = row(clean, "monitoring")
+    record_property("gates", {"fault": "none", **cells})
+    assert set(cells.values()) == {PASSED}
+    for step in STEPS:
+        assert all("fail" not in outcomes for outcomes in verdict(clean, step).values())
+    assert in_service(clean, "monitoring")["champion"] == [(1,)]
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_its_gate_stops_it(name: str, project: Path, record_property: Record) -> None:
+    fault = FAULTS[name]
+    *before, last = fault.steps
+    kept = in_service(project, last)
+    fault.plant(project)
+    for step in before:
+        done = verb(project, step)
+        assert done.code == 0, f"{step} comes before the gate\n{done.said}"
+    done = verb(project, last)
+    assert done.code == 1, f"{last} let it pass\n{done.said}"
+    assert "Traceback" not in done.said, done.said
+    for words in fault.says:
+        assert words in done.said
+    cells = row(project, last)
+    closed = {gate for gate, cell in cells.items() if cell == TOO}
+    assert fault.gate in closed
+    assert closed - {fault.gate} <= fault.too, "a gate closed that has nothing to do with it"
+    assert in_service(project, last) == kept
+    refused = verb(project, list(STEPS)[list(STEPS).index(last) + 1])
+    assert refused.code == 1, "the next step went on"
+    assert f"{last}: " in refused.said
+    assert in_service(project, last) == kept
+    print(done.said, closed)
+    record_property("gates", {"fault": name, **cells, fault.gate: STOPPED})
+
+
+def test_a_run_stops_at_a_gate_and_goes_on_after_the_mend(project: Path) -> None:
+    """Through DVC: nothing after the gate runs; after the mend, only what the gate kept waiting and what the mend touches."""
+    kept = in_service(project, "deployment")
+    a_stricter_requirement(project)
+    stopped = run(project)
+    assert stopped.code != 0
+    assert ran(stopped) == ["requirements", "evaluation"]
+    assert "quality.average_precision" in stopped.said
+    assert in_service(project, "deployment") == kept
+    assert "evaluation    fail" in stopped.said
+    assert "deployment    not run" in stopped.said
+    first, *others = params_of(project)["requirements"]["quality"]
+    set_params(project, requirements__quality=[first | {"at_least": 0.4}, *others])
+    mended = run(project)
+    assert mended.code == 0, mended.said
+    assert ran(mended) == ["requirements", "evaluation", "deployment", "monitoring"]
+    assert "monitoring    pass" in mended.said
+    assert ran(again := run(project)) == [], again.said
+
+
+def test_a_run_stops_at_bad_rows_and_goes_on_without_training(project: Path) -> None:
+    raw, kept = (project / RAW).read_bytes(), files_of(project / "models")
+    values_out_of_range(project)
+    stopped = run(project)
+    assert stopped.code != 0
+    assert ran(stopped) == ["data"]
+    assert "row 17: amount is -5.0" in stopped.said
+    assert files_of(project / "models") == kept
+    (project / RAW).write_bytes(raw)
+    mended = run(project)
+    assert mended.code == 0, mended.said
+    assert set(ran(mended)) <= {"data"}
+    assert mended.said.count(" pass ") == len(STEPS)
+    assert files_of(project / "models") == kept
