@@ -108,7 +108,7 @@ def targets(makefile: str) -> list[str]:
     return re.findall(r"^([a-z][\w-]*):(?!=)", makefile, re.MULTILINE)
 
 
-TOOLS: tuple[Tool, ...] = (
+TOOLS: tuple[Check, ...] = (
     Tool("**/*.py", "ruff check --no-cache --quiet --output-format concise"),
     Tool("pyproject.toml", "validate-pyproject"),
     Tool("**/Dockerfile", "hadolint"),

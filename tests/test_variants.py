@@ -5,18 +5,17 @@ import random
 import re
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import agreement
 import languages
 import lint
 import pytest
 from conftest import ROOT, files_of
-from languages import Tool, name_of, run, shelve, write
+from languages import Tool, name_of, shelve, write
 from test_answers import NASTY
-from variants import Output, Template, distinct, outputs, table_is_true, with_table, without_choice
+from variants import Output, Template, distinct, outputs, table, table_is_true, with_table, without_choice
 
 BakeInto = Callable[..., Path]
 Found = dict[str, list[Output]]
@@ -132,7 +131,7 @@ def distinct_packages(projects: Sequence[Path]) -> list[Path]:
 def some_answers() -> list[dict[str, str]]:
     """Random combinations of options, and texts that each have broken some format."""
     dice, options = random.Random(6), {name: raw for name, raw in QUESTIONS.items() if name in OPTIONS}
-    texts = [{}, {}, {}, *({name: text for name in TEXTS} for text in ("C:\\new\\table", '"""', "'''", " ".join(NASTY)[:200]))]
+    texts = [{}, {}, {}, *(dict.fromkeys(TEXTS, text) for text in ("C:\\new\\table", '"""', "'''", " ".join(NASTY)[:200]))]
     slug = {"project_slug": "a-system", "package_name": "other_name"}
     return [{name: dice.choice(choices) for name, choices in options.items()} | (text and text | slug) for text in texts]
 
@@ -226,6 +225,7 @@ AGREEMENT_FAULTS = [
     (agreement.ports_agree, "README.md", END, "Open http://localhost:9999\n"),
     (agreement.metrics_agree, "src/*/step6_deployment/service.py", r'"predict_requests"', '"predict_calls"'),
     (agreement.metrics_agree, "src/*/step7_monitoring/alerts.yml", r"\bup\{", "alive{"),
+    (agreement.metrics_agree, "src/*/step7_monitoring/dashboard.json", r"predict_latency_seconds_bucket", "predict_latency_bucket"),
 ]
 
 
@@ -280,14 +280,18 @@ def add(copy: Path, name: str, text: str) -> Template:
     return Template(copy)
 
 
+def files_of_choices(sources: Template) -> Iterator[tuple[str, str, str]]:
+    """Each option's last choice with the files that only this choice has."""
+    for option in sources.hook.OPTIONS:
+        choice = sources.options[option.answer][-1]
+        for name in sources.hook.places(option, {"package_name": lint.PACKAGE, option.answer: choice}):
+            yield option.answer, choice, name
+
+
 def test_an_undeclared_import_in_one_options_file_is_caught(copy: Path, sources: Template, tmp_path: Path) -> None:
     """In the file of a choice that is not the default."""
-    standing = [
-        name
-        for option in sources.hook.OPTIONS
-        for name in sources.hook.places(option, {"package_name": lint.PACKAGE, option.answer: sources.options[option.answer][-1]})
-    ]
-    changed = add(copy, next(name for name in standing if name.endswith(".py")), "import requests\n")
+    name = next(name for _, _, name in files_of_choices(sources) if name.endswith(".py"))
+    changed = add(copy, name, "import requests\n")
     complaints = complaints_of(agreement.imports_are_declared, put_down(changed, tmp_path / "projects"))
     assert len(complaints) == 1
     assert "imports requests" in next(iter(complaints))
@@ -330,6 +334,15 @@ def test_removing_a_choice_needs_no_other_edit(option: str, copy: Path, tmp_path
     assert [complaint for check in languages.CHECKS if not missing(check) for complaint in check(shelf)] == []
     assert {complaint: at for check in agreement.CHECKS for complaint, at in complaints_of(check, projects).items()} == {}
     assert table_is_true(narrowed, (copy / "CONTRIBUTING.md").read_text(encoding="utf-8")) == []
+
+
+def test_a_row_may_outlive_the_choice_it_belongs_to_and_no_other(copy: Path, sources: Template) -> None:
+    option, choice, name = next(found for found in files_of_choices(sources) if found[2].startswith("src/") and found[2].endswith(".py"))
+    other = next(each for each in OPTIONS if each != option)
+    page = with_table("", table(add(copy, name, f"# {{{{ cookiecutter.{other} }}}}\n")))
+    assert table_is_true(sources, page)
+    without_choice(copy, option, choice)
+    assert table_is_true(Template(copy), page) == []
 
 
 def missing(check: languages.Check) -> bool:

@@ -77,7 +77,8 @@ class Lazy:
         raw = self._texts.get(name, self._template.questions[name])
         if not isinstance(raw, str):
             raise TypeError(f"{name} is neither a text nor a list of choices, and a file of the template reads it")
-        return self._template.compile(raw).render(cookiecutter=self)
+        text: str = self._template.compile(raw).render(cookiecutter=self)
+        return text
 
 
 class Output(NamedTuple):
@@ -117,12 +118,11 @@ def next_path(template: Template, read: Mapping[str, str]) -> dict[str, str] | N
 
 def place_of(template: Template, source: str, answers: Lazy) -> str:
     """Where the hook leaves the file, or nothing when it removes it."""
-    place = name = template.compile(source).render(cookiecutter=answers)
+    name: str = template.compile(source).render(cookiecutter=answers)
+    place = name
     for option in template.hook.OPTIONS:
         if template.hook.standing(option, answers, [name]):
-            place = template.hook.places(option, answers).get(name, "")
-            if not place:
-                break
+            place = template.hook.places(option, answers).get(name, "") if place else ""
     return place
 
 

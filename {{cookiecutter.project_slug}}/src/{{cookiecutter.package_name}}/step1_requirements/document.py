@@ -28,7 +28,8 @@ def requirements_document(requirements: Requirements) -> str:
         "## What success is",
         "",
         f"{kpi.name}, in {kpi.unit}: from {kpi.baseline:g} to {kpi.target:g} ({kpi.better} is better). "
-        f"Moved by {kpi.moved_by.metric}, today {kpi.moved_by.today:g}, each whole unit above it by {kpi.moved_by.effect_per_unit:g}: {kpi.moved_by.because}",
+        f"Moved by {kpi.moved_by.metric}, today {kpi.moved_by.today:g}, each whole unit above it by "
+        f"{kpi.moved_by.effect_per_unit:g}: {kpi.moved_by.because}",
         "",
         "| requirement | limit | unit | proven by |",
         "|---|---|---|---|",

@@ -1,5 +1,6 @@
 """Where rows come from: the simulator's sample, or your own file under data/raw."""
 
+import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,6 +12,9 @@ import pyarrow.parquet as pq
 from ..params import Data, Framing, Sample
 from ..step1_requirements.checks import StepFailed
 from ..step2_framing.contract import raw_columns
+
+PROGRESS_ROWS = 1_000_000  # a line about progress every so many rows
+log = logging.getLogger(__name__)
 
 
 def write_sample(sample: Sample, path: Path) -> int:
@@ -29,6 +33,8 @@ def write_tables(tables: Iterable[pa.Table], path: Path) -> int:
             writer = writer or pq.ParquetWriter(partial, table.schema)
             writer.write_table(table)
             rows += table.num_rows
+            if rows // PROGRESS_ROWS > (rows - table.num_rows) // PROGRESS_ROWS:
+                log.info("%s: %s rows so far", path, f"{rows:,}")
         if writer:
             writer.close()
             os.replace(partial, path)

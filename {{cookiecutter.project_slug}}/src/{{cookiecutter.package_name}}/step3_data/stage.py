@@ -1,5 +1,6 @@
 """Step 3 at work: validate, add history, split, prove that nothing leaks, and report."""
 
+import logging
 from pathlib import Path
 
 import duckdb
@@ -16,6 +17,7 @@ from .source import connect, name, open_events, text
 from .split import PARTS, assign, check_split
 from .validation import check_rows
 
+log = logging.getLogger(__name__)
 SAMPLE_ROWS = 50_000  # rows behind the score of single columns
 
 
@@ -28,12 +30,15 @@ def run(params: Params) -> None:
     framing, data, target = params.framing, params.data, REPORTS / STEPS["data"]
     connection = connect(data.memory_gb, SCRATCH)
     open_events(connection, data, framing)
+    log.info("data: validating %s", data.raw)
     checks = check_rows([Path(data.raw)], _raw_fields(framing), data.rows_listed, "raw values")
     _stop_on_bad_rows(checks, target)
     query = QUERY.read_text(encoding="utf-8")
+    log.info("data: computing history as of each event, then again with the future hidden")
     build(connection, framing, query)
     checks.append(check_point_in_time(connection, framing, query))
     counts = assign(connection, framing, data.split, params.requirements.label_delay_days)
+    log.info("data: %s rows to train on, %s to validate, %s to test", f"{counts.train:,}", f"{counts.validation:,}", f"{counts.test:,}")
     with whole_folder(PREPARED) as folder:
         _write_parts(connection, framing, folder)
         files = [folder / f"{part}.parquet" for part in PARTS]

@@ -26,7 +26,7 @@ def open_bundle(folder: Path) -> dict[str, Any]:
         StepFailed: when a file is missing, changed or not listed, or the format is another.
     """
     try:
-        lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
+        lines = (folder / SUMS).read_bytes().decode().removesuffix("\n").split("\n")  # splitlines would take other breaks too
         sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
         names = {p.name for p in folder.iterdir()} - {SUMS}
         for name in sorted(names | set(sums) | {MODEL, MANIFEST}):

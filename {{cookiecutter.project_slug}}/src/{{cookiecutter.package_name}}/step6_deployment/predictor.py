@@ -39,7 +39,7 @@ class OnlineTable:
     """The latest history of each entity, looked up by id; read again when the file is replaced."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.stamp, self.looked = path, 0, 0.0
+        self.path, self.stamp, self.looked = path, 0, float("-inf")
         self.store: sqlite3.Connection | None = None
         self.refresh()
 
