@@ -9,9 +9,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import lint
 import yaml
@@ -24,7 +24,8 @@ TAG = re.compile(r"(?<!\$)\{\{|\{[%#]|\bcookiecutter\.\w")
 PYTHON_M = re.compile(r"python3? -m ([\w.]+)")
 
 
-class Tool(NamedTuple):
+@dataclass(frozen=True)
+class Tool:
     """A program that takes files of one kind and fails when it finds a mistake."""
 
     files: str  # a pattern inside the project
@@ -133,12 +134,13 @@ CHECKS: tuple[Check, ...] = (
 def shelve(shelf: Path, found: Mapping[str, Sequence[Output]]) -> Path:
     """Every distinct output in its box; every box has what ruff and DVC look for around a file."""
     boxes = max(map(len, found.values()))
-    package = next(path.split("/")[1] for path in found if path.startswith("src/"))
+    packages = {path.split("/")[1] for path in found if path.startswith("src/")}
     for path, outputs in found.items():
         for box, output in enumerate(outputs):
             write(shelf / str(box) / path, output.text)
     for box in range(boxes):
-        (shelf / str(box) / "src" / package).mkdir(parents=True, exist_ok=True)
+        for package in packages:
+            (shelf / str(box) / "src" / package).mkdir(parents=True, exist_ok=True)
         if not (shelf / str(box) / "pyproject.toml").exists():
             write(shelf / str(box) / "pyproject.toml", found["pyproject.toml"][0].text)
     return shelf

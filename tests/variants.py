@@ -19,7 +19,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-import jinja2
 import lint
 from conftest import ROOT, copy_committed
 from cookiecutter.generate import generate_context
@@ -39,16 +38,17 @@ class Template:
         self.questions: dict[str, Any] = context["cookiecutter"]
         self.options = {name: raw for name, raw in self.questions.items() if isinstance(raw, list) and not name.startswith("_")}
         self.hook = SimpleNamespace(**runpy.run_path(str(root / "hooks" / "post_gen_project.py")))
-        self.compile = functools.cache(create_env_with_context(context).from_string)
-        self.sources = {
-            name.removeprefix(f"{lint.PROJECT}/"): self.compile(path.read_text(encoding="utf-8")) for name, path in lint.files(root, lint.PROJECT)
-        }
+        self.compiled = functools.cache(create_env_with_context(context).from_string)
+        self.sources = {name.removeprefix(f"{lint.PROJECT}/"): path.read_text(encoding="utf-8") for name, path in lint.files(root, lint.PROJECT)}
+
+    def render(self, text: str, answers: Any) -> str:
+        return str(self.compiled(text).render(cookiecutter=answers))
 
     def whole(self, **answers: str) -> dict[str, str]:
         """The whole project by path, exactly as a bake with these answers leaves it."""
         context = generate_context(str(self.root / "cookiecutter.json"), extra_context=answers)
         carried = prompt_for_config(context, no_input=True)
-        files = {self.compile(source).render(cookiecutter=carried): text.render(cookiecutter=carried) for source, text in self.sources.items()}
+        files = {self.render(name, carried): self.render(text, carried) for name, text in self.sources.items()}
         moves, removals = self.hook.plan(carried, files)
         return {moves.get(name, name): text for name, text in files.items() if name not in removals}
 
@@ -70,15 +70,17 @@ class Lazy:
     def __init__(self, template: Template, texts: Mapping[str, str], path: Mapping[str, str]) -> None:
         self._template, self._texts, self._path = template, texts, path
         self._read: dict[str, str] = {}
+        self._computed: dict[str, str] = {}
 
     def __getitem__(self, name: str) -> str:
         if choices := self._template.options.get(name):
             return self._read.setdefault(name, self._path.get(name, choices[0]))
-        raw = self._texts.get(name, self._template.questions[name])
-        if not isinstance(raw, str):
-            raise TypeError(f"{name} is neither a text nor a list of choices, and a file of the template reads it")
-        text: str = self._template.compile(raw).render(cookiecutter=self)
-        return text
+        if name not in self._computed:
+            raw = self._texts.get(name, self._template.questions[name])
+            if not isinstance(raw, str):
+                raise TypeError(f"{name} is neither a text nor a list of choices, and a file of the template reads it")
+            self._computed[name] = self._template.render(raw, self)
+        return self._computed[name]
 
 
 class Output(NamedTuple):
@@ -89,19 +91,20 @@ class Output(NamedTuple):
     choices: dict[str, str]
 
 
-def outputs(template: Template, **texts: str) -> Iterator[Output]:
-    """Every output of every file over all combinations of options; `texts` are the other answers."""
+def outputs(template: Template, only: str = "", **texts: str) -> Iterator[Output]:
+    """Every output of every file (that has `only` in it) over all combinations of options; `texts` are the other answers."""
     for source, text in template.sources.items():
-        yield from outputs_of(template, source, text, texts)
+        if re.search(only, text):
+            yield from outputs_of(template, source, texts)
 
 
-def outputs_of(template: Template, source: str, text: jinja2.Template, texts: Mapping[str, str]) -> Iterator[Output]:
+def outputs_of(template: Template, source: str, texts: Mapping[str, str]) -> Iterator[Output]:
     """One file's outputs: each path through its readings of options is taken once."""
     path: dict[str, str] | None = {}
     while path is not None:
         answers = Lazy(template, texts, path)
         if place := place_of(template, source, answers):
-            yield Output(place, text.render(cookiecutter=answers), answers._read)
+            yield Output(place, template.render(template.sources[source], answers), answers._read)
         path = next_path(template, answers._read)
 
 
@@ -118,7 +121,7 @@ def next_path(template: Template, read: Mapping[str, str]) -> dict[str, str] | N
 
 def place_of(template: Template, source: str, answers: Lazy) -> str:
     """Where the hook leaves the file, or nothing when it removes it."""
-    name: str = template.compile(source).render(cookiecutter=answers)
+    name = template.render(source, answers)
     place = name
     for option in template.hook.OPTIONS:
         if template.hook.standing(option, answers, [name]):
@@ -162,7 +165,7 @@ def table_is_true(template: Template, page: str) -> list[str]:
     """Complaints about the table in `page`; a row may outlive its file only where somebody removed the choice it belongs to."""
     written = set(re.findall(r"^\| `.*", page.partition(BEGIN)[2].partition(END)[0], re.MULTILINE))
     true = set(table(template).splitlines()[2:])
-    existing = options_by_file(template)
+    existing = {output.path for output in outputs(template, package_name="<package>")}
     extra = [row for row in written - true if not of_a_removed_choice(template, row.split("`")[1], existing)]
     again = "run python tests/variants.py --write"
     return [f"CONTRIBUTING.md lacks {row}; {again}" for row in sorted(true - written)] + [
@@ -170,7 +173,7 @@ def table_is_true(template: Template, page: str) -> list[str]:
     ]
 
 
-def of_a_removed_choice(template: Template, name: str, existing: Mapping[str, list[str]]) -> bool:
+def of_a_removed_choice(template: Template, name: str, existing: set[str]) -> bool:
     return name not in existing and any(is_choice(option, name, template) for option in template.hook.OPTIONS)
 
 

@@ -12,9 +12,15 @@ from typing import Annotated
 import typer
 
 from .params import BUNDLE, ENV_PREFIX, ONLINE, REPORTS, Params, ParamsError, load, overrides
-from .step1_requirements.checks import STEPS, StepFailed, require_passed
+from .step1_requirements.checks import STEPS, StepFailed, close_gate, require_passed
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+QUIET = {  # nothing is reported to the makers of the tools, and no bars run through the output
+    "DVC_NO_ANALYTICS": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "ORT_DISABLE_TELEMETRY": "1",
+}
 _BEFORE = {step: before for before, step in pairwise(STEPS)}
 _File = Annotated[Path, typer.Argument(help="Parquet or CSV")]
 
@@ -24,7 +30,11 @@ def _add_step(step: str) -> None:
         params = load()
         if step in _BEFORE:
             require_passed(_BEFORE[step])
-        import_module(f".step{STEPS[step].replace('-', '_')}.stage", __package__).run(params)
+        try:
+            import_module(f".step{STEPS[step].replace('-', '_')}.stage", __package__).run(params)
+        except StepFailed as error:
+            close_gate(step, error)
+            raise
         typer.echo(f"{step}: passed, see {REPORTS / STEPS[step] / 'index.html'}")
 
     app.command(step, help=f"Step {STEPS[step][0]} alone, on what the earlier ones left.")(verb)
@@ -40,14 +50,11 @@ def run() -> None:
     from .summary import summarize
 
     params = load()
-    raw = Path(params.data.raw)
-    if not raw.exists() and not raw.parent.with_suffix(".dvc").exists():
-        if params.data.sample is None:
-            raise StepFailed(f"{raw} is not here, and data.sample in params.yaml is null; put your table there")
-        _make_sample(params, None)
-    code = _dvc("repro")
+    if not Path(params.data.raw).exists():
+        _fetch_raw(params)
+    failed = _dvc("repro", "--quiet") != 0
     summarize(params)
-    raise typer.Exit(code)
+    raise typer.Exit(int(failed))
 
 
 @app.command()
@@ -95,7 +102,7 @@ def materialize() -> None:
 
 
 @app.command()
-def serve(host: str = "", port: int = 0, bundle: Path = BUNDLE) -> None:
+def serve(host: str = "", port: int = 0, bundle: Path = BUNDLE, online: Path = ONLINE) -> None:
     """Serve predictions from the bundle; the log of predictions goes to deployment.log.path."""
     import uvicorn
 
@@ -104,8 +111,10 @@ def serve(host: str = "", port: int = 0, bundle: Path = BUNDLE) -> None:
     params = load()
     if not bundle.exists():
         raise StepFailed(f"{bundle} is not here; `run` builds it")
-    service = create_app(bundle, ONLINE, params.deployment, fallback_allowed=params.requirements.constraints.fallback_allowed)
-    uvicorn.run(service, host=host or params.deployment.host, port=port or params.deployment.port, access_log=False, log_level="warning")
+    service = create_app(bundle, online, params.deployment, fallback_allowed=params.requirements.constraints.fallback_allowed)
+    host, port = host or params.deployment.host, port or params.deployment.port
+    typer.echo(f"serving model version {service.version} on http://{host}:{port}, described at /openapi.json; stop with Ctrl+C")
+    uvicorn.run(service, host=host, port=port, access_log=False, log_level="warning")
 
 
 @app.command()
@@ -124,7 +133,19 @@ def monitor() -> None:
 
     found = look(load())
     typer.echo(f"{found.predictions:,} predictions, {found.labels:,} labels; see {REPORT / 'index.html'}")
-    typer.echo("train again: " + "; ".join(found.retrain) if found.retrain else "all is quiet")
+    for reason in found.retrain or ["all is quiet"]:
+        typer.echo(f"train again: {reason}" if found.retrain else reason)
+
+
+def _fetch_raw(params: Params) -> None:
+    """Raw data from the DVC remote, or else from the simulator."""
+    raw = Path(params.data.raw)
+    if raw.parent.with_suffix(".dvc").exists():
+        _dvc("pull", "--quiet", str(raw.parent.with_suffix(".dvc")))
+    if not raw.exists() and params.data.sample is None:
+        raise StepFailed(f"{raw} is neither here nor in the DVC remote, and data.sample in params.yaml is null; put your table there")
+    if not raw.exists():
+        _make_sample(params, None)
 
 
 def _make_sample(params: Params, rows: int | None) -> None:
@@ -147,8 +168,8 @@ def _dvc(*words: str) -> int:
 
 def main() -> None:
     """Run a verb; mistakes end in a sentence and exit code 1, never in a traceback."""
-    os.environ.setdefault("DVC_NO_ANALYTICS", "1")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         for keys, value in overrides(os.environ).items():

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..params import REPORTS, Target
-from .page import section, table, write_text
+from .page import page, section, table, whole_folder, write_text
 
 STEPS = {
     "requirements": "1-requirements",
@@ -23,7 +23,11 @@ Outcome = Literal["pass", "fail", "not measured"]
 
 
 class StepFailed(Exception):
-    """A step cannot go on; the message says what is wrong, where, and what to do."""
+    """A step cannot go on; the message says what is wrong, where, and what to do, and `checks` are those that said so."""
+
+    def __init__(self, message: str, checks: Sequence["Check"] = ()) -> None:
+        super().__init__(message)
+        self.checks = list(checks)
 
 
 @dataclass(frozen=True)
@@ -101,10 +105,21 @@ def raise_if_failed(step: str, checks: Iterable[Check], report: Path) -> None:
     Raises:
         StepFailed: with one line per failed check.
     """
+    checks = list(checks)
     failed = [c for c in checks if c.outcome == "fail"]
     if failed:
-        lines = [f"{c.requirement}: {c.check} is {c.measured}, and must be {c.limit}. {c.reason}".rstrip() for c in failed]
-        raise StepFailed("\n".join([f"{step}: {len(failed)} check{'s' * (len(failed) > 1)} failed, nothing goes further; see {report}", *lines]))
+        lines = [f"{c.requirement}: {c.check}: {c.measured}, must be {c.limit}. {c.reason}".rstrip() for c in failed]
+        head = f"{step}: {len(failed)} check{'s' * (len(failed) > 1)} failed, nothing goes further; see {report}"
+        raise StepFailed("\n".join([head, *lines]), checks)
+
+
+def close_gate(step: str, error: StepFailed) -> None:
+    """When a step stopped before it wrote its report, leave one that says so: nothing may go on from the verdict of an earlier run."""
+    checks = error.checks or [check_that(step, "whether it ran to its end", False, "stopped", "done", str(error))]
+    if load_verdict(step) != checks:
+        with whole_folder(REPORTS / STEPS[step]) as folder:
+            write_text(folder / "index.html", page(f"Step {STEPS[step][0]}: {step}", "It stopped; nothing goes further.", checks_section(checks)))
+            save_verdict(step, checks, folder)
 
 
 def checks_section(checks: Sequence[Check]) -> str:
@@ -114,4 +129,5 @@ def checks_section(checks: Sequence[Check]) -> str:
 
 
 def _number(value: float, unit: str) -> str:
-    return f"{value:.6g}{' ' if unit else ''}{unit}"
+    shown = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{shown} {unit}".rstrip()

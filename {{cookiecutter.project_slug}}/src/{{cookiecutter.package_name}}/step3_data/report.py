@@ -57,7 +57,7 @@ def _distributions(fields: Sequence[Input], sample: pd.DataFrame) -> str:
         panel.set_title(field.name[:28], fontsize=8.5, loc="left")
         panel.tick_params(labelsize=7, axis="both")
         if field.kind in ("number", "date") and len(values):
-            panel.hist(values.clip(values.quantile(0.01), values.quantile(0.99)), bins=20, color=BLUE)
+            panel.hist(values[values.between(values.quantile(0.01), values.quantile(0.99))], bins=20, color=BLUE)
             panel.tick_params(axis="x", rotation=30 if field.kind == "date" else 0)
         elif len(values):
             counts = values.astype(str).value_counts().head(8)[::-1]

@@ -1,5 +1,6 @@
 """The search for better settings: Optuna over cross-validation on the training part, resumable."""
 
+import io
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from ruamel.yaml import YAML
 from sklearn.model_selection import BaseCrossValidator, GroupKFold, KFold, StratifiedKFold, TimeSeriesSplit, cross_val_score
 
 from ..params import Framing, Model, Split
+from ..step1_requirements.page import write_text
 from .pipeline import build_pipeline
 from .train import Part, scorer_of
 
@@ -47,11 +49,13 @@ def write_winner(path: Path, model: Model, winner: dict[str, Any]) -> None:
     """Put the winning settings into params.yaml, keeping its comments and order."""
     yaml = YAML()
     yaml.preserve_quotes, yaml.width = True, 4096
+    yaml.indent(mapping=2, sequence=4, offset=2)
     document = yaml.load(path)
     for name, value in winner.items():
-        document["model"][model.kind][name] = value
-    with path.open("w", encoding="utf-8") as file:
-        yaml.dump(document, file)
+        document["model"][model.kind][name] = float(f"{value:.4g}") if isinstance(value, float) else value
+    text = io.StringIO()
+    yaml.dump(document, text)
+    write_text(path, text.getvalue())
 
 
 def _current(model: Model) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def gate(requirements: Requirements, framing: Framing, evaluation: Evaluation, m
     for group, targets in (("quality", requirements.quality), ("guard_rails", requirements.guard_rails)):
         for target in targets:
             estimate = measured.metrics[target.metric]
-            mend = f"It is {estimate}. Improve the model, or change requirements.{group} openly."
+            mend = f"Its interval is {estimate.low:.4g} to {estimate.high:.4g}. Improve the model, or change requirements.{group} openly."
             checks.append(check_target(f"{group}.{target.metric}", f"{target.metric} on the test part", target, estimate.value, mend))
     checks.append(_lift(requirements, framing, measured))
     drop, where = worst_drop(evaluation.slices, list(measured.slices))

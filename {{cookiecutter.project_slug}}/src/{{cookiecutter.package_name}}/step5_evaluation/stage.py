@@ -1,6 +1,7 @@
 """Step 5 at work: measure on the test part, hold it against the requirements, and close the gate when it must be."""
 
 import json
+import logging
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from .slices import measure_slices
 from .threshold import choose_threshold
 
 RESULT = "evaluation.json"
+log = logging.getLogger(__name__)
 
 
 def run(params: Params) -> None:
@@ -32,6 +34,7 @@ def run(params: Params) -> None:
     framing, evaluation = params.framing, params.evaluation
     trained, version = read(CANDIDATE / "model.joblib"), json.loads((CANDIDATE / "version.json").read_text(encoding="utf-8"))
     validation, test = (read_part(framing, PREPARED / f"{part}.parquet", trained.classes) for part in ("validation", "test"))
+    log.info("evaluation: measuring on %s rows, with %s resamples", f"{len(test.labels):,}", evaluation.bootstrap)
     threshold = _threshold(params, trained, validation)
     answers = answers_of(framing.task, test.labels, predict(framing, trained.model, test.frame), threshold)
     measured = _measure(params, trained, test, answers, threshold, version["version"])

@@ -21,7 +21,7 @@ from time import monotonic, perf_counter, sleep
 
 import numpy as np
 
-from ..params import ENV_PREFIX, LoadTest
+from ..params import ENV_PREFIX, ONLINE, LoadTest
 from ..step1_requirements.checks import StepFailed
 
 STARTUP_SECONDS = 30
@@ -95,7 +95,7 @@ async def _answered(reader: asyncio.StreamReader) -> bool:
 
 
 @contextlib.contextmanager
-def running_service(bundle: Path, log_path: Path) -> Iterator[int]:
+def running_service(bundle: Path, log_path: Path, online: Path = ONLINE) -> Iterator[int]:
     """A service on a free port in a process of its own, on the bundle given; gives the port when it is ready.
 
     Raises:
@@ -105,7 +105,8 @@ def running_service(bundle: Path, log_path: Path) -> Iterator[int]:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
     own = {f"{ENV_PREFIX}DEPLOYMENT__LOG__PATH": json.dumps(str(log_path))}
-    command = [sys.executable, "-m", __package__.partition(".")[0], "serve", "--host", "127.0.0.1", "--port", str(port), "--bundle", str(bundle)]
+    command = [sys.executable, "-m", __package__.partition(".")[0], "serve", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--bundle", str(bundle), "--online", str(online)]
     errors = log_path.with_suffix(".stderr")
     with errors.open("wb") as stderr, subprocess.Popen(command, env=os.environ | own, stdout=subprocess.DEVNULL, stderr=stderr) as process:
         try:

@@ -11,6 +11,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from ..params import Framing
+from ..step1_requirements.checks import StepFailed
 from ..step2_framing.contract import inputs_of
 from ..step3_data.encode import Arrays, encode
 from .bundle import FALLBACK, MODEL, open_bundle
@@ -83,6 +84,8 @@ class Predictor:
         self.fallback = fallback
         self.version: str = self.manifest["version"]["version"]
         self.scorer = Scorer(bundle / (FALLBACK if fallback else MODEL))
+        if self.history and not online.exists():
+            raise StepFailed(f"{online} is not here, so no history could be looked up; make it with `materialize`")
         self.online = OnlineTable(online)
 
     def complete(self, records: Sequence[dict[str, Any]]) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
@@ -61,6 +61,7 @@ def create_app(bundle: Path, online: Path, settings: Deployment, *, fallback_all
     Raises:
         StepFailed: when the bundle cannot be trusted.
     """
+    disable_created_metrics()
     predictor = _load(bundle, online, fallback_allowed)
     metrics = Metrics(predictor.framing, predictor.classes)
     metrics.model.labels(predictor.version, str(predictor.fallback).lower()).set(1)

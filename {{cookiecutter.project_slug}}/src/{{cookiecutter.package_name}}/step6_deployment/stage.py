@@ -1,17 +1,19 @@
 """Step 6 at work: export, prove the export, build the bundle, load-test it, and promote what passed."""
 
 import json
+import logging
 import math
 import platform
-from datetime import datetime
+from datetime import date, datetime
+from decimal import Decimal
 from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+import pyarrow.parquet as pq
 
 from ..params import BUNDLE, CANDIDATE, ONLINE, PREPARED, REPORTS, SCRATCH, Params
-from ..step1_requirements.checks import STEPS, Check, check_bound, check_that, checks_section, raise_if_failed, save_verdict
+from ..step1_requirements.checks import STEPS, Check, StepFailed, check_bound, check_that, checks_section, raise_if_failed, save_verdict
 from ..step1_requirements.page import BLUE, RED, axes, figure, page, paragraph, section, table, whole_folder, write_text
 from ..step2_framing.contract import inputs_of
 from ..step3_data.online import refresh_online
@@ -25,6 +27,7 @@ from .loadtest import Load, ask, closed_loop, constant_rate, running_service
 from .predictor import Predictor, Scorer
 
 RESULT = "evaluation.json"
+log = logging.getLogger(__name__)
 SAMPLES = 20  # rows that travel in the bundle with their scores
 
 
@@ -36,19 +39,27 @@ def run(params: Params) -> None:
     """
     framing, target = params.framing, REPORTS / STEPS["deployment"]
     evaluation = json.loads((REPORTS / STEPS["evaluation"] / RESULT).read_text(encoding="utf-8"))
+    candidate = json.loads((CANDIDATE / "version.json").read_text(encoding="utf-8"))
+    if candidate != evaluation["version"]:
+        evaluated = evaluation["version"]["version"]
+        raise StepFailed(f"deployment: {CANDIDATE} is version {candidate['version']}, but {evaluated} was evaluated; run `evaluation` first")
     trained = read(CANDIDATE / "model.joblib")
     test = read_part(framing, PREPARED / "test.parquet", trained.classes)
-    entities = refresh_online(params)
+    online = SCRATCH / ONLINE.name  # the old table serves the old bundle until the new one is whole
+    entities = refresh_online(params, path=online)
     with whole_folder(BUNDLE) as folder:
         checks = _build(params, trained, test, evaluation, folder)
         raise_if_failed("deployment", checks, target / "index.html")
-        steady, fastest = _load(params, folder, checks)
+        log.info("deployment: load test of the bundle, about %.0f s", 2 * params.deployment.load_test.seconds + 1)
+        steady, fastest = _load(params, folder, online, checks)
         checks += _judge(params, steady, fastest)
         with whole_folder(target) as report:
             write_text(report / "index.html", _page(params, checks, steady, fastest, entities))
             write_text(report / "load.json", json.dumps(_figures(params, steady, fastest), indent=2))
             save_verdict("deployment", checks, report)
         raise_if_failed("deployment", checks, target / "index.html")
+    if online.exists():
+        online.replace(ONLINE)
     open_tracker().set_alias(CHAMPION, evaluation["version"]["version"])
 
 
@@ -60,7 +71,7 @@ def _build(params: Params, trained: Trained, test: Part, evaluation: dict[str, A
         export(framing, pipeline, folder / name)
         expected = predict(framing, pipeline, test.frame.iloc[: settings.rows])
         checks.append(check_parity(settings, expected, Scorer(folder / name).score(rows), what))
-    samples = [_record(params, row) for _, row in test.rows.head(SAMPLES).iterrows()]
+    samples = [_record(params, row) for row in pq.read_table(PREPARED / "test.parquet").slice(0, SAMPLES).to_pylist()]
     request = {i.name for i in inputs_of(framing, "request")} | {framing.entity, framing.time}
     seal(folder, {
         **{key: evaluation[key] for key in ("version", "task", "classes", "threshold", "metrics", "checks")},
@@ -72,28 +83,28 @@ def _build(params: Params, trained: Trained, test: Part, evaluation: dict[str, A
     return checks
 
 
-def _record(params: Params, row: "pd.Series[Any]") -> dict[str, Any]:
+def _record(params: Params, row: dict[str, Any]) -> dict[str, Any]:
     """A prepared row as a request record: keys and inputs, JSON values only."""
     names = [k for k in (params.framing.entity, params.framing.time) if k] + [i.name for i in params.framing.inputs]
     return {name: _json_value(row[name]) for name in dict.fromkeys(names)}
 
 
 def _json_value(value: Any) -> Any:
-    if isinstance(value, datetime):
-        return value.isoformat()
-    if pd.isna(value):
-        return None
-    return value.item() if hasattr(value, "item") else value
+    if isinstance(value, date):
+        return (value if isinstance(value, datetime) else datetime(value.year, value.month, value.day)).isoformat()
+    if isinstance(value, Decimal):
+        return float(value)
+    return None if value != value else value
 
 
-def _load(params: Params, folder: Path, checks: list[Check]) -> tuple[Load, Load]:
+def _load(params: Params, folder: Path, online: Path, checks: list[Check]) -> tuple[Load, Load]:
     """Start the service on the bundle, check that it answers as the bundle does, and load it."""
-    predictor = Predictor(folder, ONLINE)
+    predictor = Predictor(folder, online)
     samples: list[dict[str, Any]] = predictor.manifest["samples"]
     SCRATCH.mkdir(parents=True, exist_ok=True)
     log_path = SCRATCH / "loadtest.sqlite"
     try:
-        with running_service(folder, log_path) as port:
+        with running_service(folder, log_path, online) as port:
             answer = ask(port, json.dumps({"records": samples}).encode())
             columns = {n: [_parsed(params, n, s[n]) for s in samples] for n in predictor.names}
             expected = predictor.main_scores(predictor.scores(columns, len(samples)))

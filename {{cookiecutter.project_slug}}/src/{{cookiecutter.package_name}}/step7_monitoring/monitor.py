@@ -42,11 +42,12 @@ def look(params: Params, now: datetime | None = None) -> Look:
         raise StepFailed(f"monitor: {REFERENCE} is not here; `run` writes it")
     reference = pq.read_table(REFERENCE)
     window, labels = _window(Path(params.deployment.log.path), now - timedelta(hours=params.monitoring.window_hours))
+    rows = len(window[SCORE])
     moved = compare(params.framing, params.monitoring.drift, columns_of(reference, reference.column_names), window)
     retrain = [f"{m.column} drifted: PSI {m.psi:.2f}" for m in moved if m.drifted]
     retrain += [f"{m.column} is missing in {m.missing_now:.0%} of rows, {m.missing_before:.0%} before" for m in moved
-                if m.rows and m.missing_now - m.missing_before > params.monitoring.max_missing_increase]  # fmt: skip
-    found = Look(now.isoformat(timespec="seconds"), len(window.get(SCORE, ())), labels, moved, retrain)
+                if rows >= params.monitoring.drift.min_rows and m.missing_now - m.missing_before > params.monitoring.max_missing_increase]  # fmt: skip
+    found = Look(now.isoformat(timespec="seconds"), rows, labels, moved, retrain)
     with whole_folder(REPORT) as folder:
         write_text(folder / "index.html", _page(params, found))
         write_text(folder / "monitor.json", json.dumps(asdict(found), indent=2))
@@ -71,9 +72,11 @@ def _window(path: Path, since: datetime) -> tuple[dict[str, list[Any]], int]:
 def _metrics(found: Look, now: datetime) -> str:
     registry = CollectorRegistry()
     psi = Gauge("drift_psi_ratio", "Population stability index against the reference", ["column"], registry=registry)
+    drifted = Gauge("drift_detected", "1 where a column moved beyond chance and beyond the limit", ["column"], registry=registry)
     missing = Gauge("window_missing_ratio", "Share of missing values in the window", ["column"], registry=registry)
     for m in found.moved:
         psi.labels(m.column).set(m.psi)
+        drifted.labels(m.column).set(m.drifted)
         missing.labels(m.column).set(m.missing_now)
     Gauge("window_predictions", "Predictions in the window", registry=registry).set(found.predictions)
     Gauge("monitor_last_run_timestamp_seconds", "When the monitor last looked", registry=registry).set(now.replace(tzinfo=UTC).timestamp())

@@ -24,10 +24,10 @@ def run(params: Params) -> None:
     Raises:
         StepFailed: when the drift check would call the reference itself drifted.
     """
-    framing, package, target = params.framing, __package__.partition(".")[0], REPORTS / STEPS["monitoring"]
+    package, target = __package__.partition(".")[0], REPORTS / STEPS["monitoring"]
     reference = _reference(params)
-    rules = alert_rules(params.requirements, framing, params.monitoring, package)
-    board = dashboard(params.requirements, framing, params.monitoring)
+    rules = alert_rules(params.requirements, params.monitoring, package)
+    board = dashboard(params.requirements, params.monitoring)
     with whole_folder(REFERENCE.parent) as folder:
         pq.write_table(reference, folder / REFERENCE.name)
     write_text(RULES, yaml.safe_dump(rules, sort_keys=False, allow_unicode=True, width=200))
