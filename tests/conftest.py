@@ -109,8 +109,8 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """The figures that tests recorded as "summary", also those of other processes."""
-    reports = [report for reports in terminalreporter.stats.values() for report in reports if hasattr(report, "user_properties")]
-    lines = [value for report in reports if report.when == "call" for name, value in report.user_properties if name == "summary"]
+    reports = [report for reports in terminalreporter.stats.values() for report in reports if getattr(report, "when", "") == "call"]
+    lines = [value for report in reports for name, value in report.user_properties if name == "summary"]
     if lines:
         terminalreporter.section("variants")
         for line in lines:

@@ -430,7 +430,7 @@ class Evaluation(Section):
     confidence: Share = Field(gt=0.5, lt=1)
     threshold: Threshold | None
     slices: Slices
-    promote: Literal["better", "not_worse"]
+    promote: Literal["better", "not_worse", "any"]
     experiment: Experiment
 
 

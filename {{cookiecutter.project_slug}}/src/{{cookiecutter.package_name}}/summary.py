@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .params import REPORTS, Params
-from .step1_requirements.checks import STEPS, Check, load_verdict
+from .step1_requirements.checks import STEPS, Check, checks_section, load_verdict
 from .step1_requirements.document import traceability, traceability_markdown
 from .step1_requirements.page import Link, page, section, table, write_text
 
@@ -17,14 +17,12 @@ def summarize(params: Params) -> None:
     verdicts = _up_to_the_first_failure()
     traced = traceability(params.requirements, verdicts)
     steps = [(STEPS[step][0], step, _verdict(checks), f"{STEPS[step]}/index.html" if checks else "") for step, checks in verdicts.items()]
-    header = ("requirement", "check", "measured", "limit", "verdict", "why")
-    rows = [(c.requirement, c.check, c.measured, c.limit, c.outcome, c.reason) for c in traced]
     others = [Link("monitor/index.html")] if (REPORTS / "monitor/index.html").exists() else []
     body = page(
         params.requirements.goal,
         "The seven steps of this system, and what each requirement rests on.",
         table(("step", "what", "verdict", "report"), [(n, s, v, Link(r)) for n, s, v, r in steps]),
-        section("Requirements and their proof", table(header, rows)),
+        checks_section(traced, "Requirements and their proof"),
         *(section("Monitor", str(table(("newest look",), [(o,)]))) for o in others),
         home="",
     )

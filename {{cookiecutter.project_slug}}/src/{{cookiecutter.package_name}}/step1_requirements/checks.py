@@ -122,10 +122,12 @@ def close_gate(step: str, error: StepFailed) -> None:
             save_verdict(step, checks, folder)
 
 
-def checks_section(checks: Sequence[Check]) -> str:
-    """The checks as a part of a page."""
-    header = ("requirement", "check", "measured", "limit", "verdict", "why")
-    return section("Checks", table(header, [(c.requirement, c.check, c.measured, c.limit, c.outcome, c.reason) for c in checks]))
+def checks_section(checks: Sequence[Check], heading: str = "Checks") -> str:
+    """The checks as a part of a page; reasons have a column where there are any."""
+    columns = 6 if any(c.reason for c in checks) else 5
+    header = ("requirement", "check", "measured", "limit", "verdict", "why")[:columns]
+    rows = [(c.requirement, c.check, c.measured, c.limit, c.outcome, c.reason)[:columns] for c in checks]
+    return section(heading, table(header, rows))
 
 
 def _number(value: float, unit: str) -> str:

@@ -77,7 +77,8 @@ def _lift(requirements: Requirements, framing: Framing, measured: Measured) -> C
 
 
 def _champion(evaluation: Evaluation, framing: Framing, champion: Champion) -> Check:
-    what, limit = f"{framing.metric} against champion {champion.version}", f"{evaluation.promote.replace('_', ' ')}, beyond noise"
+    what = f"{framing.metric} against champion {champion.version}"
+    limit = "whatever it is" if evaluation.promote == "any" else f"{evaluation.promote.replace('_', ' ')}, beyond noise"
     keep = f"Champion {champion.version} stays in service."
     if champion.version is None:
         return check_that("champion", "challenger against champion", True, "there is no champion yet", limit)
@@ -85,7 +86,8 @@ def _champion(evaluation: Evaluation, framing: Framing, champion: Champion) -> C
         return check_that("champion", what, True, "this is the champion", limit)
     if champion.lead is None:
         return not_measured("champion", what, f"{champion.why_not}; the requirements above decide alone")
-    if champion.identical:
-        return check_that("champion", what, False, "identical predictions", limit, f"There is nothing to promote. {keep}")
-    ok = (champion.lead.low or 0) > 0 if evaluation.promote == "better" else (champion.lead.high or 0) >= 0
-    return check_that("champion", what, ok, f"lead {champion.lead}", limit, f"{keep} Improve the challenger, or set evaluation.promote.")
+    mend = f"{keep} Improve the challenger; while you develop, evaluation.promote may be any."
+    if champion.identical and evaluation.promote != "any":
+        return check_that("champion", what, False, "identical predictions", limit, f"There is nothing to promote. {mend}")
+    reached = {"better": (champion.lead.low or 0) > 0, "not_worse": (champion.lead.high or 0) >= 0, "any": True}
+    return check_that("champion", what, reached[evaluation.promote], f"lead {champion.lead}", limit, mend)

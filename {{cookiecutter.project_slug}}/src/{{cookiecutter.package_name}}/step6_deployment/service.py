@@ -61,7 +61,7 @@ def create_app(bundle: Path, online: Path, settings: Deployment, *, fallback_all
     Raises:
         StepFailed: when the bundle cannot be trusted.
     """
-    disable_created_metrics()
+    disable_created_metrics()  # type: ignore[no-untyped-call]
     predictor = _load(bundle, online, fallback_allowed)
     metrics = Metrics(predictor.framing, predictor.classes)
     metrics.model.labels(predictor.version, str(predictor.fallback).lower()).set(1)

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from ..params import BUNDLE, CANDIDATE, ONLINE, PREPARED, REPORTS, SCRATCH, Params
 from ..step1_requirements.checks import STEPS, Check, StepFailed, check_bound, check_that, checks_section, raise_if_failed, save_verdict
 from ..step1_requirements.page import BLUE, RED, axes, figure, page, paragraph, section, table, whole_folder, write_text
-from ..step2_framing.contract import inputs_of
+from ..step2_framing.contract import as_text, inputs_of
 from ..step3_data.online import refresh_online
 from ..step4_model.pipeline import predict
 from ..step4_model.tracking import CHAMPION, open_tracker
@@ -94,7 +94,7 @@ def _json_value(value: Any) -> Any:
         return (value if isinstance(value, datetime) else datetime(value.year, value.month, value.day)).isoformat()
     if isinstance(value, Decimal):
         return float(value)
-    return None if value != value else value
+    return None if as_text(value) is None else value
 
 
 def _load(params: Params, folder: Path, online: Path, checks: list[Check]) -> tuple[Load, Load]:

@@ -45,8 +45,9 @@ def look(params: Params, now: datetime | None = None) -> Look:
     rows = len(window[SCORE])
     moved = compare(params.framing, params.monitoring.drift, columns_of(reference, reference.column_names), window)
     retrain = [f"{m.column} drifted: PSI {m.psi:.2f}" for m in moved if m.drifted]
-    retrain += [f"{m.column} is missing in {m.missing_now:.0%} of rows, {m.missing_before:.0%} before" for m in moved
-                if rows >= params.monitoring.drift.min_rows and m.missing_now - m.missing_before > params.monitoring.max_missing_increase]  # fmt: skip
+    if rows >= params.monitoring.drift.min_rows:
+        gone = [m for m in moved if m.missing_now - m.missing_before > params.monitoring.max_missing_increase]
+        retrain += [f"{m.column} is missing in {m.missing_now:.0%} of rows, {m.missing_before:.0%} before" for m in gone]
     found = Look(now.isoformat(timespec="seconds"), rows, labels, moved, retrain)
     with whole_folder(REPORT) as folder:
         write_text(folder / "index.html", _page(params, found))
