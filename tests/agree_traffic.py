@@ -61,7 +61,7 @@ def published(folder: Path) -> set[str]:
     return {port.split(":")[-2] for _, port in mapped(folder)}
 
 
-SUFFIXES = {"Counter": ("_total", "_created"), "Histogram": ("_bucket", "_sum", "_count", "_created"), "Summary": ("_sum", "_count"), "Gauge": ("",)}
+SUFFIXES = {"Counter": ("_total",), "Histogram": ("_bucket", "_sum", "_count"), "Summary": ("_sum", "_count"), "Gauge": ("",)}
 BUILT_IN = {"up", "and", "or", "unless", "by", "without", "on", "ignoring", "group_left", "group_right", "bool", "offset"}
 
 

@@ -108,10 +108,16 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """The figures that tests recorded as "summary", also those of other processes."""
+    """The figures that tests recorded as "summary" and the matrix of their "gates", also those of other processes."""
     reports = [report for reports in terminalreporter.stats.values() for report in reports if getattr(report, "when", "") == "call"]
     lines = [value for report in reports for name, value in report.user_properties if name == "summary"]
     if lines:
         terminalreporter.section("variants")
         for line in lines:
             terminalreporter.line(line)
+    rows = [value for report in reports for name, value in report.user_properties if name == "gates"]
+    if rows:
+        terminalreporter.section("faults and the gates that stop them")
+        widths = {name: max(len(row[name]) for row in [{name: name}, *rows]) for name in rows[0]}
+        for row in [{name: name for name in widths}, *rows]:
+            terminalreporter.line("  ".join(row[name].ljust(width) for name, width in widths.items()).rstrip())

@@ -362,7 +362,8 @@ def run(project: Path) -> Done:
 
 
 def ran(done: Done) -> list[str]:
-    return [step for step in STEPS if f"Running stage '{step}'" in done.said]
+    """The steps that had something to say; DVC is silent about those that it skips or restores."""
+    return [step for step in STEPS if re.search(rf"^{step}: ", done.said, re.MULTILINE)]
 
 
 def verdict(project: Path, step: str) -> dict[str, set[str]]:

@@ -25,6 +25,7 @@ from cookiecutter.generate import generate_context
 from cookiecutter.prompt import prompt_for_config
 from cookiecutter.utils import create_env_with_context
 from covertable import make
+from jinja2 import TemplateSyntaxError
 
 BEGIN, END = "<!-- which options change which file: begin -->", "<!-- which options change which file: end -->"
 
@@ -40,6 +41,13 @@ class Template:
         self.hook = SimpleNamespace(**runpy.run_path(str(root / "hooks" / "post_gen_project.py")))
         self.compiled = functools.cache(create_env_with_context(context).from_string)
         self.sources = {name.removeprefix(f"{lint.PROJECT}/"): path.read_text(encoding="utf-8") for name, path in lint.files(root, lint.PROJECT)}
+
+        for name, text in self.sources.items():
+            try:
+                self.compiled(text)
+            except TemplateSyntaxError as error:
+                error.add_note(f"{name}:{error.lineno}")
+                raise
 
     def render(self, text: str, answers: Any) -> str:
         return str(self.compiled(text).render(cookiecutter=answers))

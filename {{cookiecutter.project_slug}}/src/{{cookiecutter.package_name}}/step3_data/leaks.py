@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from ..params import Framing, Input
 from ..step1_requirements.checks import Check, check_bound
+from ..step2_framing.contract import as_text
 from .encode import classes_of, encode_labels
 
 BINS = 100
@@ -16,10 +17,12 @@ BINS = 100
 def scores_alone(framing: Framing, columns: dict[str, Sequence[Any]], target: Sequence[Any]) -> dict[str, float]:
     """The score each input reaches alone, learned on one half of the rows and measured on the other.
 
-    Classes: ROC-AUC, one class against the rest, averaged over classes. Regression: R squared.
+    Classes: ROC-AUC, one class against the rest, averaged over classes. Regression: R squared of the
+    target's ranks, so that a few large values do not hide a copy of it.
     """
     labels = encode_labels(framing, classes := classes_of(framing, target), target)
-    targets = [labels] if framing.task == "regression" else [labels == k for k in range(len(classes))]
+    ranks = np.unique(labels, return_inverse=True)[1]
+    targets = [ranks] if framing.task == "regression" else [labels == k for k in range(len(classes))]
     targets = [t.astype(float) for t in (targets[1:] if framing.task == "binary" else targets)]
     half = np.arange(len(labels)) % 2 == 0
     scores = {}
@@ -48,7 +51,7 @@ def _bins(field: Input, values: Sequence[Any], half: NDArray[Any]) -> NDArray[An
         edges = np.unique(np.quantile(known, np.linspace(0, 1, BINS))) if len(known) else np.zeros(1)
         return np.where(missing, 0, np.searchsorted(edges, numbers, side="right") + 1)
     positions: dict[Any, int] = {None: 0}
-    return np.asarray([positions.setdefault(v, len(positions)) for v in values])
+    return np.asarray([positions.setdefault(as_text(v), len(positions)) for v in values])
 
 
 def _bin_means(bins: NDArray[Any], target: NDArray[Any], half: NDArray[Any]) -> NDArray[Any]:

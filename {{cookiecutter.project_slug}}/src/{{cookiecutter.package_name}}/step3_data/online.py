@@ -11,14 +11,14 @@ import duckdb
 from ..params import ONLINE, SCRATCH, Framing, Params
 from ..step2_framing.contract import inputs_of
 from .features import QUERY, as_known_at, run_query
-from .source import connect, name, open_events, text
+from .source import connect, in_sql, name, open_events, text
 
 
 def refresh_online(params: Params, as_of: datetime | None = None, path: Path = ONLINE) -> int:
     """Write the online table from the raw events as they are now; returns the number of entities."""
     connection = connect(params.data.memory_gb, SCRATCH)
     open_events(connection, params.data, params.framing)
-    return materialize(connection, params.framing, QUERY.read_text(encoding="utf-8"), path, as_of)
+    return materialize(connection, in_sql(params.framing), QUERY.read_text(encoding="utf-8"), path, as_of)
 
 
 def materialize(connection: duckdb.DuckDBPyConnection, framing: Framing, query: str, path: Path, as_of: datetime | None = None) -> int:

@@ -11,7 +11,7 @@ from ..params import Framing, Input
 from ..step1_requirements.checks import Check, checks_section
 from ..step1_requirements.page import BLUE, GREEN, RED, axes, figure, page, section, table
 from ..step2_framing.contract import as_text
-from .source import name, text
+from .source import in_sql, name, text
 from .split import PARTS, Counts
 
 SAMPLE_ROWS = 20_000  # behind the pictures of single columns
@@ -22,9 +22,10 @@ COLUMNS_DRAWN, ACROSS = 24, 4
 def data_page(connection: duckdb.DuckDBPyConnection, framing: Framing, counts: Counts, checks: Sequence[Check], alone: Mapping[str, float]) -> str:
     """The report as HTML, from the view `prepared` (all rows with their part)."""
     rows = counts.train + counts.validation + counts.test
-    sample = connection.sql(f"SELECT * FROM prepared USING SAMPLE reservoir({SAMPLE_ROWS} ROWS) REPEATABLE (0)").df()
+    called = {inside.name: field.name for inside, field in zip(in_sql(framing).inputs, framing.inputs, strict=True)}
+    sample = connection.sql(f"SELECT * FROM prepared USING SAMPLE reservoir({SAMPLE_ROWS} ROWS) REPEATABLE (0)").df().rename(columns=called)
     summary = {
-        row[0]: row for row in connection.sql("SELECT column_name, min, max, approx_unique, null_percentage FROM (SUMMARIZE prepared)").fetchall()
+        called.get(row[0]): row for row in connection.sql("SELECT column_name, min, max, approx_unique, null_percentage FROM (SUMMARIZE prepared)").fetchall()
     }
     columns = [(f.name, f.kind, f.origin, float(summary[f.name][4]) / 100, summary[f.name][3], _range(f, sample[f.name], summary[f.name]),
                 alone.get(f.name)) for f in framing.inputs]  # fmt: skip
@@ -71,7 +72,7 @@ def _distributions(fields: Sequence[Input], sample: pd.DataFrame) -> str:
 
 
 def _target_figure(connection: duckdb.DuckDBPyConnection, framing: Framing) -> str:
-    target = name(framing.target)
+    target, time = (name(column or "") for column in (in_sql(framing).target, in_sql(framing).time))
     if framing.task == "multiclass":
         rows = connection.execute(f"SELECT left({target}::VARCHAR, 40), count(*) FROM prepared GROUP BY 1 ORDER BY 2 LIMIT 30").fetchall()
         return _bars(rows, "rows", "Rows per label.")
@@ -82,7 +83,7 @@ def _target_figure(connection: duckdb.DuckDBPyConnection, framing: Framing) -> s
     if framing.time is None:
         rows = connection.execute(f"SELECT part, avg({value}) FROM prepared GROUP BY part ORDER BY part DESC").fetchall()
         return _bars(rows, unit, "The target in each part of the split.")
-    return _over_time(connection, name(framing.time), value, unit)
+    return _over_time(connection, time, value, unit)
 
 
 def _over_time(connection: duckdb.DuckDBPyConnection, time: str, value: str, unit: str) -> str:

@@ -2,7 +2,8 @@
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import chain, count
 from pathlib import Path
 
 import duckdb
@@ -65,11 +66,46 @@ def open_events(connection: duckdb.DuckDBPyConnection, data: Data, framing: Fram
     missing = [c for c in raw_columns(framing) if c not in have]
     if missing:
         raise StepFailed(f"data: {path} has no column {missing[0]!r} (it has {', '.join(have)}); add it, or take it out of framing in params.yaml")
-    connection.execute(
-        f"CREATE OR REPLACE VIEW all_events AS SELECT file_row_number AS row_id, * EXCLUDE (file_row_number) "
-        f"FROM read_parquet({text(path)}, file_row_number = true)"
-    )
+    columns = ", ".join(name(n) for n in (*sql_names(framing, have), "row_id"))
+    connection.execute(f"CREATE OR REPLACE VIEW all_events AS SELECT * FROM read_parquet({text(path)}, file_row_number = true) AS t({columns})")
     connection.execute("CREATE OR REPLACE VIEW events AS SELECT * FROM all_events")
+
+
+def open_part(connection: duckdb.DuckDBPyConnection, part: str, path: Path, framing: Framing) -> None:
+    """Make the view `part` of a prepared file."""
+    columns = ", ".join(map(name, ("row_id", *sql_names(framing, pq.read_schema(path).names[1:]))))
+    connection.execute(f"CREATE OR REPLACE VIEW {part} AS SELECT * FROM read_parquet({text(path)}) AS t({columns})")
+
+
+def sql_names(framing: Framing, columns: Sequence[str]) -> list[str]:
+    """What SQL calls columns: their own names, but for those that it cannot tell apart because they differ in case only."""
+    first = [framing.time, framing.entity, framing.target, framing.label_time, *(i.name for i in framing.inputs if i.origin == "history")]
+    called: dict[str, str] = {}
+    taken = {"row_id", "part", "t"}
+    for column in dict.fromkeys([*(c for c in first if c), *(i.name for i in framing.inputs), *columns]):
+        tries = chain([column], (f"{column} ({n})" for n in count(2)))
+        called[column] = next(t for t in tries if t.lower() not in taken)
+        taken.add(called[column].lower())
+    return [called[column] for column in columns]
+
+
+def in_sql(framing: Framing) -> Framing:
+    """The contract with its columns called as SQL calls them; the same object in all but the oddest tables."""
+    names = [i.name for i in framing.inputs]
+    keys = {k: c for k in ("time", "entity", "target", "label_time") if (c := getattr(framing, k))}
+    called = sql_names(framing, [*keys.values(), *names])
+    inputs = tuple(i.model_copy(update={"name": n}) for i, n in zip(framing.inputs, called[len(keys) :], strict=True))
+    return framing.model_copy(update={**dict(zip(keys, called, strict=False)), "inputs": inputs})
+
+
+def write_query(connection: duckdb.DuckDBPyConnection, select: str, names: Sequence[str], path: Path) -> None:
+    """Write a query's rows to a Parquet file whose columns are called `names`, which may differ in case only."""
+    columns = [f"{n}" for n in names] if len({n.lower() for n in names}) == len(names) else [f"c{i}" for i in range(len(names))]
+    connection.execute(f"COPY (SELECT * FROM ({select}) AS t({', '.join(map(name, columns))})) TO {text(path)} (FORMAT parquet)")
+    if columns != list(names):
+        plain = path.rename(path.with_suffix(".plain"))
+        write_tables((pa.Table.from_batches([b]).rename_columns(list(names)) for b in pq.ParquetFile(plain).iter_batches()), path)
+        plain.unlink()
 
 
 def name(identifier: str) -> str:

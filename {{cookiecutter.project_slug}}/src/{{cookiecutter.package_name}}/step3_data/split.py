@@ -8,7 +8,7 @@ import duckdb
 
 from ..params import Framing, Split
 from ..step1_requirements.checks import Check, StepFailed, check_bound
-from .source import name, text
+from .source import in_sql, name, open_part, text
 
 PARTS = ("train", "validation", "test")
 
@@ -50,16 +50,16 @@ def assign(connection: duckdb.DuckDBPyConnection, framing: Framing, split: Split
 def check_split(connection: duckdb.DuckDBPyConnection, framing: Framing, split: Split, folder: Path) -> list[Check]:
     """Prove on the written files that train, validation and test share nothing they may not share."""
     for part in PARTS:
-        connection.execute(f"CREATE OR REPLACE VIEW {part} AS SELECT * FROM read_parquet({text(folder / f'{part}.parquet')})")
+        open_part(connection, part, folder / f"{part}.parquet", framing)
     pairs = (("train", "test"), ("validation", "test"), ("train", "validation"))
     mend = "Rows of one part stand in another: prepare the data again (`make run`), and mend step3_data/split.py if it stays."
     checks = [_shared(connection, "row_id", pairs, "rows in two parts of the split", mend)]
     if split.by == "time":
-        time = name(framing.time or "")
+        time = name(in_sql(framing).time or "")
         late = sum(connection.execute(f"SELECT count(*) FROM {a} WHERE {time} >= (SELECT min({time}) FROM {b})").fetchall()[0][0] for a, b in pairs)
         checks.append(check_bound("no_leak", "rows to learn from that are younger than rows to test on", late, at_most=0, mend=mend))
     elif split.by == "group":
-        checks.append(_shared(connection, name(framing.entity or ""), pairs, f"values of {framing.entity} in two parts", mend))
+        checks.append(_shared(connection, name(in_sql(framing).entity or ""), pairs, f"values of {framing.entity} in two parts", mend))
     return checks
 
 

@@ -1,6 +1,7 @@
 """Step 3 at work: validate, add history, split, prove that nothing leaks, and report."""
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import duckdb
@@ -13,7 +14,7 @@ from .encode import columns_of
 from .features import QUERY, build, check_point_in_time
 from .leaks import check_alone, scores_alone
 from .report import data_page
-from .source import connect, name, open_events, text
+from .source import connect, in_sql, name, open_events, text, write_query
 from .split import PARTS, assign, check_split
 from .validation import check_rows
 
@@ -28,24 +29,23 @@ def run(params: Params) -> None:
         StepFailed: when a row breaks the contract, a feature reads ahead or a column gives the target away.
     """
     framing, data, target = params.framing, params.data, REPORTS / STEPS["data"]
-    connection = connect(data.memory_gb, SCRATCH)
+    connection, inside = connect(data.memory_gb, SCRATCH), in_sql(framing)
     open_events(connection, data, framing)
     log.info("data: validating %s", data.raw)
     checks = check_rows([Path(data.raw)], _raw_fields(framing), data.rows_listed, "raw values")
     _stop_on_bad_rows(checks, target)
     query = QUERY.read_text(encoding="utf-8")
     log.info("data: computing history as of each event, then again with the future hidden")
-    build(connection, framing, query)
-    checks.append(check_point_in_time(connection, framing, query))
-    counts = assign(connection, framing, data.split, params.requirements.label_delay_days)
+    build(connection, inside, query)
+    checks.append(check_point_in_time(connection, inside, query))
+    counts = assign(connection, inside, data.split, params.requirements.label_delay_days)
     log.info("data: %s rows to train on, %s to validate, %s to test", f"{counts.train:,}", f"{counts.validation:,}", f"{counts.test:,}")
     with whole_folder(PREPARED) as folder:
         _write_parts(connection, framing, folder)
         files = [folder / f"{part}.parquet" for part in PARTS]
         checks += check_rows(files, inputs_of(framing, "history"), data.rows_listed, "history values")
         checks += check_split(connection, framing, data.split, folder)
-        sample = connection.sql(f"SELECT * FROM train ORDER BY row_id LIMIT {SAMPLE_ROWS}").to_arrow_table()
-        alone = scores_alone(framing, columns_of(sample, [i.name for i in framing.inputs]), sample.column(framing.target).to_pylist())
+        alone = measure_alone(connection, framing, "train")
         checks.append(check_alone(alone, data.leak_limit))
         union = " UNION ALL ".join(f"SELECT *, {text(part)} AS part FROM {part}" for part in PARTS)
         connection.execute(f"CREATE OR REPLACE VIEW prepared AS {union}")
@@ -53,6 +53,14 @@ def run(params: Params) -> None:
             write_text(report / "index.html", data_page(connection, framing, counts, checks, alone))
             save_verdict("data", checks, report)
         raise_if_failed("data", checks, target / "index.html")
+
+
+def measure_alone(connection: duckdb.DuckDBPyConnection, framing: Framing, rows: str) -> dict[str, float]:
+    """The score of every input alone, by name, on SAMPLE_ROWS of the rows of a view or of a query in brackets."""
+    inside, names = in_sql(framing), [i.name for i in framing.inputs]
+    sample = connection.sql(f"SELECT * FROM {rows} ORDER BY hash(row_id) LIMIT {SAMPLE_ROWS}").to_arrow_table()
+    scores = scores_alone(inside, columns_of(sample, [i.name for i in inside.inputs]), sample.column(inside.target).to_pylist())
+    return dict(zip(names, scores.values(), strict=True))
 
 
 def _raw_fields(framing: Framing) -> list[Input]:
@@ -73,14 +81,19 @@ def _stop_on_bad_rows(checks: list[Check], target: Path) -> None:
 
 def _write_parts(connection: duckdb.DuckDBPyConnection, framing: Framing, folder: Path) -> None:
     """Copy each part of the split to a Parquet file of row_id, keys, inputs and target."""
-    request = [i.name for i in inputs_of(framing, "request")]
-    keys = [k for k in (framing.entity, framing.time) if k and k not in request]
-    columns = [f"events.{name(c)}" for c in (*keys, *request)]
-    columns += [f"features.{name(i.name)}" for i in inputs_of(framing, "history")]
-    chosen = ", ".join(["events.row_id", *columns, f"events.{name(framing.target)}"])
+    names, columns = (list(_columns(f)) for f in (framing, in_sql(framing)))
+    history = [i.name for i in inputs_of(in_sql(framing), "history")]
+    chosen = ", ".join(f"{'features' if c in history else 'events'}.{name(c)}" for c in columns)
     for part in PARTS:
         select = f"SELECT {chosen} FROM events JOIN features USING (row_id) JOIN parts USING (row_id) WHERE part = {text(part)} ORDER BY row_id"
         try:
-            connection.execute(f"COPY ({select}) TO {text(folder / f'{part}.parquet')} (FORMAT parquet)")
+            write_query(connection, select, names, folder / f"{part}.parquet")
         except duckdb.Error as error:
             raise StepFailed(f"data: could not write {folder / part}.parquet: {error}") from None
+
+
+def _columns(framing: Framing) -> Iterator[str]:
+    """The columns of a prepared file: row_id, keys, what a request holds, history, target."""
+    request = [i.name for i in inputs_of(framing, "request")]
+    yield from ("row_id", *(k for k in (framing.entity, framing.time) if k and k not in request), *request)
+    yield from (*(i.name for i in inputs_of(framing, "history")), framing.target)

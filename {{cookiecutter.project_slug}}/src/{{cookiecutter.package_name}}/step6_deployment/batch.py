@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pc_csv
 import pyarrow.parquet as pq
 
+from ..params import Framing
 from ..step1_requirements.checks import StepFailed
 from ..step3_data.encode import columns_of
 from .predictor import Predictor
@@ -31,7 +32,7 @@ def score_file(predictor: Predictor, source: Path, target: Path) -> int:
     partial, writer, rows = target.with_name(target.name + ".partial"), None, 0
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        for table in _tables(source):
+        for table in _tables(source, predictor.framing):
             scored = _score(predictor, table, source)
             writer = writer or _writer(target, partial, scored.schema)
             writer.write_table(scored)
@@ -39,22 +40,35 @@ def score_file(predictor: Predictor, source: Path, target: Path) -> int:
             log.info("score: %s rows", f"{rows:,}")
     except (pa.ArrowException, OSError) as error:
         raise StepFailed(f"score: {source}: {error}") from None
+    else:
+        if not rows:
+            raise StepFailed(f"score: {source} holds no rows")
+        writer.close()
+        os.replace(partial, target)
     finally:
         if writer:
             writer.close()
-    if not rows:
-        raise StepFailed(f"score: {source} holds no rows")
-    os.replace(partial, target)
+        partial.unlink(missing_ok=True)
     return rows
 
 
-def _tables(source: Path) -> Iterator[pa.Table]:
+def _tables(source: Path, framing: Framing) -> Iterator[pa.Table]:
     if source.suffix == ".csv":
-        for batch in pc_csv.open_csv(source):
+        for batch in pc_csv.open_csv(source, convert_options=_read_as(framing)):
             yield pa.Table.from_batches([batch])
     else:
         for batch in pq.ParquetFile(source).iter_batches(BATCH):
             yield pa.Table.from_batches([batch])
+
+
+def _read_as(framing: Framing) -> pc_csv.ConvertOptions:
+    """How a CSV's columns are read: as the contract says and not as they look, so that "007" stays a text; empty is missing."""
+    types = {framing.entity: pa.string()} if framing.entity else {}
+    for field in framing.inputs:
+        numeric = field.kind == "number" or any(isinstance(v, int | float) and not isinstance(v, bool) for v in field.values or ())
+        kinds = {"boolean": pa.bool_(), "date": pa.timestamp("us")}
+        types[field.name] = pa.float64() if numeric else kinds.get(field.kind, pa.string())
+    return pc_csv.ConvertOptions(column_types=types, null_values=["", "NaN", "nan"], strings_can_be_null=True, quoted_strings_can_be_null=False)
 
 
 def _writer(target: Path, partial: Path, schema: pa.Schema) -> Any:
