@@ -119,5 +119,6 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     if rows:
         terminalreporter.section("faults and the gates that stop them")
         widths = {name: max(len(row[name]) for row in [{name: name}, *rows]) for name in rows[0]}
+        rows.sort(key=lambda row: [*row.values(), "STOP"].index("STOP") % len(row))  # by the gate, the clean run first
         for row in [{name: name for name in widths}, *rows]:
             terminalreporter.line("  ".join(row[name].ljust(width) for name, width in widths.items()).rstrip())

@@ -249,6 +249,7 @@ class Input(Section):
     min: float | None = None
     max: float | None = None
     values: tuple[Label, ...] | None = None
+    format: str = ""  # how a CSV holds it, as `adopt` found it: step3_data/table.py
     unit: str = ""
     describes: str = ""
 
@@ -291,6 +292,7 @@ class Framing(Section):
     task: Task
     target: str
     positive: Label | None = None
+    labels: tuple[Label, ...] | None = None  # of a multiclass task; rows with others are left out
     unit: str = ""
     metric: str
     objective: str
@@ -307,6 +309,8 @@ class Framing(Section):
             raise ValueError(f"metric {self.metric!r} does not measure a {self.task} task; give one of {', '.join(METRICS_OF[self.task])}")
         if (self.task == "binary") != (self.positive is not None):
             raise ValueError("positive names the label to find in a binary task, and in no other: give it exactly there")
+        if self.labels is not None and self.task != "multiclass":
+            raise ValueError("labels lists the labels of a multiclass task; take it out here")
         names = [i.name for i in self.inputs]
         twice = {n for n in names if names.count(n) > 1}
         if twice:

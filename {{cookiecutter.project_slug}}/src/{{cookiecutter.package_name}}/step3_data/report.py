@@ -24,9 +24,8 @@ def data_page(connection: duckdb.DuckDBPyConnection, framing: Framing, counts: C
     rows = counts.train + counts.validation + counts.test
     called = {inside.name: field.name for inside, field in zip(in_sql(framing).inputs, framing.inputs, strict=True)}
     sample = connection.sql(f"SELECT * FROM prepared USING SAMPLE reservoir({SAMPLE_ROWS} ROWS) REPEATABLE (0)").df().rename(columns=called)
-    summary = {
-        called.get(row[0]): row for row in connection.sql("SELECT column_name, min, max, approx_unique, null_percentage FROM (SUMMARIZE prepared)").fetchall()
-    }
+    figures = "SELECT column_name, min, max, approx_unique, null_percentage FROM (SUMMARIZE prepared)"
+    summary = {called.get(row[0]): row for row in connection.sql(figures).fetchall()}
     columns = [(f.name, f.kind, f.origin, float(summary[f.name][4]) / 100, summary[f.name][3], _range(f, sample[f.name], summary[f.name]),
                 alone.get(f.name)) for f in framing.inputs]  # fmt: skip
     parts = [("train", counts.train), ("validation", counts.validation), ("test", counts.test),

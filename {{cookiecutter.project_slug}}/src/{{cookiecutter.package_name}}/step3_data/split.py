@@ -8,6 +8,7 @@ import duckdb
 
 from ..params import Framing, Split
 from ..step1_requirements.checks import Check, StepFailed, check_bound
+from ..step2_framing.contract import as_text
 from .source import in_sql, name, open_part, text
 
 PARTS = ("train", "validation", "test")
@@ -27,11 +28,13 @@ class Counts:
 def assign(connection: duckdb.DuckDBPyConnection, framing: Framing, split: Split, label_delay_days: float) -> Counts:
     """Make the table `parts` (row_id, part) from `events`.
 
-    Rows without a label, or too young for theirs to have arrived, are left out. By time, the test
+    Rows without a label (or with one that framing.labels does not list), or too young for theirs to have arrived, are left out. By time, the test
     part is the newest, and rows whose labels were not yet in when it began are embargoed. By group
     and at random, a hash decides, so that all rows of a group, or all equal rows, fall together.
     """
     labelled = f"{name(framing.target)} IS NOT NULL"
+    if framing.labels:
+        labelled = f"coalesce({name(framing.target)}::VARCHAR IN ({', '.join(text(as_text(label)) for label in framing.labels)}), false)"
     if framing.time and framing.label_time:
         labelled += f" AND {name(framing.time)} <= (SELECT max({name(framing.time)}) FROM events) - {_days(label_delay_days)}"
     part = _by_time(connection, framing, split, label_delay_days, labelled) if split.by == "time" else _by_hash(framing, split)

@@ -29,26 +29,33 @@ def score_file(predictor: Predictor, source: Path, target: Path) -> int:
     Raises:
         StepFailed: when the file is missing, of another kind, or lacks a column.
     """
-    partial, writer, rows = target.with_name(target.name + ".partial"), None, 0
+    partial = target.with_name(target.name + ".partial")
     target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        rows = _score_into(predictor, source, partial, target.suffix)
+        if rows:
+            os.replace(partial, target)
+    except (pa.ArrowException, OSError) as error:
+        raise StepFailed(f"score: {source}: {error}") from None
+    finally:
+        partial.unlink(missing_ok=True)
+    if not rows:
+        raise StepFailed(f"score: {source} holds no rows")
+    return rows
+
+
+def _score_into(predictor: Predictor, source: Path, partial: Path, kind: str) -> int:
+    writer, rows = None, 0
     try:
         for table in _tables(source, predictor.framing):
             scored = _score(predictor, table, source)
-            writer = writer or _writer(target, partial, scored.schema)
+            writer = writer or _writer(kind, partial, scored.schema)
             writer.write_table(scored)
             rows += table.num_rows
             log.info("score: %s rows", f"{rows:,}")
-    except (pa.ArrowException, OSError) as error:
-        raise StepFailed(f"score: {source}: {error}") from None
-    else:
-        if not rows:
-            raise StepFailed(f"score: {source} holds no rows")
-        writer.close()
-        os.replace(partial, target)
     finally:
         if writer:
             writer.close()
-        partial.unlink(missing_ok=True)
     return rows
 
 
@@ -71,8 +78,8 @@ def _read_as(framing: Framing) -> pc_csv.ConvertOptions:
     return pc_csv.ConvertOptions(column_types=types, null_values=["", "NaN", "nan"], strings_can_be_null=True, quoted_strings_can_be_null=False)
 
 
-def _writer(target: Path, partial: Path, schema: pa.Schema) -> Any:
-    return pc_csv.CSVWriter(partial, schema) if target.suffix == ".csv" else pq.ParquetWriter(partial, schema)
+def _writer(kind: str, partial: Path, schema: pa.Schema) -> Any:
+    return pc_csv.CSVWriter(partial, schema) if kind == ".csv" else pq.ParquetWriter(partial, schema)
 
 
 def _score(predictor: Predictor, table: pa.Table, source: Path) -> pa.Table:

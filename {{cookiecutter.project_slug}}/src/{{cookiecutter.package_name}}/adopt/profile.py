@@ -1,0 +1,112 @@
+"""What the columns of a table are like, measured by DuckDB over all rows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import duckdb
+
+from ..step3_data.table import DATES, NUMBERS, Table, is_known, natural_kind, value
+
+SAMPLE_ROWS = 2_000  # rows that rule kinds out; what they leave is proved on all rows
+EXACT_ROWS = 200_000  # the first rows, in which distinct values are counted exactly
+FEW = 100  # distinct values that are listed
+KINDS = [("boolean", ""), ("date", "yearmonthday"), ("number", ""), ("date", ""), *(("number", s) for s in NUMBERS), *(("date", s) for s in DATES)]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: `sql` gives its values, of `kind` number, boolean, date or text; `style` is how text held them."""
+
+    name: str
+    sql: str
+    kind: str
+    style: str
+    ambiguous: bool  # dates in which day and month could change places
+    rows: int
+    present: int
+    distinct: int
+    unique: float  # share of distinct values among the first rows
+    low: Any
+    high: Any
+    whole: bool  # numbers without a fraction
+    words: float  # of a text, on average
+    counts: dict[Any, int]  # rows per value, most frequent first, where there are few values
+    increasing: bool
+
+    @property
+    def missing(self) -> float:
+        """The share of rows without a value."""
+        return 1 - self.present / max(1, self.rows)
+
+
+def profile(connection: duckdb.DuckDBPyConnection, table: Table, day_first: bool) -> list[Column]:
+    """Every column's kind and figures."""
+    kinds = [fitting[0] for fitting in _kinds(connection, table, day_first)]
+    columns = [f"c{i}" for i in range(len(table.names))]
+    found = [value(c, kind, style, t) for c, (kind, style, _), t in zip(columns, kinds, table.types, strict=True)]
+    rows = connection.execute(f"SELECT count(*) FROM {table.relation}").fetchall()[0][0]
+    figures = _per_column(connection, table.relation, [_figures(sql, kind) for sql, (kind, *_) in zip(found, kinds, strict=True)])
+    exact = [[f"count(DISTINCT {sql})", f"count({sql})"] for sql in found]
+    counted = _per_column(connection, f"(SELECT * FROM {table.relation} LIMIT {EXACT_ROWS})", exact)
+    profiles = []
+    for name, sql, (kind, style, ambiguous), (present, distinct, low, high, whole, words), (some, of) in zip(
+        table.names, found, kinds, figures, counted, strict=True
+    ):
+        unique, distinct = some / max(1, of), some if rows <= EXACT_ROWS else max(distinct, some)
+        counts = _counts(connection, table, sql) if distinct <= FEW else {}
+        increasing = kind == "number" and bool(whole) and unique == 1 and _increasing(connection, table, sql)
+        profiles.append(Column(name, sql, kind, style, ambiguous, rows, present, distinct, unique, low, high, bool(whole), words or 0.0, counts, increasing))
+    return profiles
+
+
+def _kinds(connection: duckdb.DuckDBPyConnection, table: Table, day_first: bool) -> list[list[tuple[str, str, bool]]]:
+    """For each column what its values can be read as, the likeliest first, each proved on all rows."""
+    connection.execute(f"CREATE OR REPLACE TEMP TABLE some_rows AS SELECT * FROM {table.relation} USING SAMPLE {SAMPLE_ROWS} ROWS")
+    result: list[list[tuple[str, str, bool]]] = []
+    texts = [i for i, t in enumerate(table.types) if natural_kind(t) == "text"]
+    likely = dict(zip(texts, _fitting(connection, "some_rows", {i: KINDS for i in texts}, table), strict=True)) if texts else {}
+    proved = dict(zip(likely, _fitting(connection, table.relation, likely, table), strict=True)) if likely else {}
+    for i, sql_type in enumerate(table.types):
+        fits = [(kind, style, False) for kind, style in proved.get(i, [(natural_kind(sql_type), "")])]
+        orders = [("date", "month/day/year", True), ("date", "day/month/year", True)]
+        if len(fits) > 1 and [f[:2] for f in fits[:2]] == [o[:2] for o in orders]:
+            dotted = connection.execute(f"SELECT count(*) FROM some_rows WHERE regexp_matches(c{i}, '^\\d+[.]')").fetchall()[0][0]
+            fits = orders[::-1] if day_first or dotted else orders
+            fits = [(kind, style, not (day_first or dotted)) for kind, style, _ in fits]
+        result.append(fits or [("text", "", False)])
+    return result
+
+
+def _fitting(
+    connection: duckdb.DuckDBPyConnection, relation: str, candidates: dict[int, list[tuple[str, str]]], table: Table
+) -> list[list[tuple[str, str]]]:
+    """Those candidates that can read every known value of their column."""
+    texts = {i: f"CAST(c{i} AS VARCHAR)" for i in candidates}
+    wanted = [[f"count(*) FILTER ({is_known(texts[i])})", *(f"count({value(texts[i], *c)})" for c in fits)] for i, fits in candidates.items()]
+    counted = _per_column(connection, relation, wanted)
+    return [[c for c, n in zip(fits, numbers[1:], strict=True) if numbers[0] and n == numbers[0]]
+            for fits, numbers in zip(candidates.values(), counted, strict=True)]  # fmt: skip
+
+
+def _figures(sql: str, kind: str) -> list[str]:
+    low, high = (f"min({sql})", f"max({sql})") if kind in ("number", "date") else ("NULL", "NULL")
+    whole = f"bool_and({sql} = floor({sql}::DOUBLE))" if kind == "number" else "NULL"
+    words = f"avg(len(string_split_regex(trim({sql}), '\\s+')))" if kind == "text" else "NULL"
+    return [f"count({sql})", f"approx_count_distinct({sql})", low, high, whole, words]
+
+
+def _per_column(connection: duckdb.DuckDBPyConnection, relation: str, wanted: Sequence[Sequence[str]]) -> list[tuple[Any, ...]]:
+    """Aggregates of all columns in one scan, handed back column by column."""
+    flat = iter(connection.execute(f"SELECT {', '.join(e for column in wanted for e in column)} FROM {relation}").fetchall()[0])
+    return [tuple(next(flat) for _ in column) for column in wanted]
+
+
+def _counts(connection: duckdb.DuckDBPyConnection, table: Table, sql: str) -> dict[Any, int]:
+    query = f"SELECT {sql} AS v, count(*) FROM {table.relation} WHERE v IS NOT NULL GROUP BY 1 ORDER BY 2 DESC, 1"
+    return dict(connection.execute(query).fetchall())
+
+
+def _increasing(connection: duckdb.DuckDBPyConnection, table: Table, sql: str) -> bool:
+    values = [row[0] for row in connection.execute(f"SELECT {sql} FROM {table.relation} LIMIT 10000").fetchall()]
+    return None not in values and all(a < b for a, b in zip(values, values[1:], strict=False))

@@ -1,0 +1,122 @@
+"""Step 1: contradictions are refused, the document leaves nothing out, and every requirement is traced."""
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from {{ cookiecutter.package_name }}.params import Params, ParamsError, Requirements, Target, load
+from {{ cookiecutter.package_name }}.step1_requirements.checks import Check, check_bound, load_verdict
+from {{ cookiecutter.package_name }}.step1_requirements.document import requirements_document, traceability
+from {{ cookiecutter.package_name }}.step1_requirements.page import whole_folder, write_text
+
+Changed = Callable[[dict[str, Any]], Params]
+
+
+def wrong_way(target: Target) -> dict[str, Any]:
+    """The same target, bounded on the wrong side."""
+    given, other = ("at_least", "at_most") if target.at_least is not None else ("at_most", "at_least")
+    return {"metric": target.metric, other: getattr(target, given), "unit": target.unit}
+
+
+#: What is changed, a word of the line that must be named, and what must be said.
+CONTRADICTIONS: dict[str, tuple[Callable[[Requirements], dict[str, Any]], str, str]] = {
+    "p50 above p99": (lambda r: {"requirements.latency_ms.p50": r.latency_ms.p99 * 2}, "latency_ms", "is above p99"),
+    "negative p99": (lambda r: {"requirements.latency_ms.p99": -5}, "p99", "is -5: Input should be greater than 0"),
+    "a KPI target that is no gain": (lambda r: {"requirements.kpi.target": r.kpi.baseline}, "kpi", "no better than baseline"),
+    "an unknown metric": (lambda r: {"requirements.quality.0.metric": r.quality[0].metric + "x"}, "metric", "did you mean {metric}?"),
+    "a bound on the wrong side": (lambda r: {"requirements.quality.0": wrong_way(r.quality[0])}, "metric", "give at_"),
+    "an unknown key": (lambda r: {"model.sead": 1}, "sead", "did you mean seed?"),
+    "a section that is no section": (lambda r: {"evaluation.slices": 3}, "slices", "slices is 3"),
+    "scale above throughput": (lambda r: {"requirements.scale.requests_per_day_in_a_year": 10**12}, "requirements", "raise the throughput"),
+    "a proof that no check gives": (lambda r: {"requirements.qualities.reliability.proven_by": ["bundel"]}, "requirements", "did you mean bundle?"),
+    "a target among the inputs": (lambda r: {"framing.inputs.0.name": "{target}"}, "framing", "take it out"),
+    "a personal column among the inputs": (lambda r: {"requirements.constraints.personal_columns": ["{input}"]}, "", "take it out"),
+}
+
+
+@pytest.mark.parametrize("fault", CONTRADICTIONS)
+def test_a_contradiction_is_refused_with_its_line_and_the_mend(fault: str, changed: Changed, params: Params, tmp_path: Path) -> None:
+    change, word, mend = CONTRADICTIONS[fault]
+    names = {"{target}": params.framing.target, "{input}": params.framing.inputs[0].name, "{metric}": params.requirements.quality[0].metric}
+    changes = {k: [names.get(w, w) for w in v] if isinstance(v, list) else names.get(v, v) if isinstance(v, str) else v for k, v in change(params.requirements).items()}
+    with pytest.raises(ParamsError) as refused:
+        changed(changes)
+    assert mend.replace("{metric}", names["{metric}"]) in str(refused.value)
+    if word:
+        line = re.search(r"params\.yaml line (\d+): ", str(refused.value))
+        assert line and word in (tmp_path / "params.yaml").read_text(encoding="utf-8").splitlines()[int(line[1]) - 1]
+
+
+def test_the_environment_overrides_single_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PARAMS__MODEL__SEED", "12345")
+    assert load().model.seed == 12345
+
+
+@pytest.mark.parametrize(("name", "value", "said"), [("MODEL__SEAD", "1", "did you mean seed"), ("MODEL__SEED__X", "1", "single value"), ("MODEL__SEED", "[", "not valid YAML")])
+def test_an_override_that_cannot_be_is_refused(name: str, value: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"PARAMS__{name}", value)
+    with pytest.raises(ParamsError, match=said):
+        load()
+
+
+def test_params_are_frozen(params: Params) -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        params.model.seed = 1  # type: ignore[misc]
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """Every text and number in a tree."""
+    if isinstance(value, dict | list | tuple):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from leaves(inner)
+    elif value is not None and not isinstance(value, bool):
+        yield value
+
+
+def test_the_document_mentions_every_requirement(params: Params) -> None:
+    """Every number and every sentence of the section is in the text for people."""
+    document = requirements_document(params.requirements)
+    said = [v for v in leaves(params.requirements.model_dump()) if v not in ("lower", "higher")]
+    missing = [v for v in said if not any(form in document for form in ([v] if isinstance(v, str) else [f"{v:g}", f"{v:,}"]))]
+    assert not missing
+
+
+def test_every_requirement_is_traced_to_pass_fail_or_not_measured_with_why(params: Params) -> None:
+    good, bad = Check("parity", "difference", "0", "1", "pass"), check_bound("latency_ms.p99", "p99", 9, at_most=1, unit="ms", mend="Profile it.")
+    extra = Check("something else", "x", "1", "1", "pass")
+    traced = traceability(params.requirements, {"deployment": [good, bad, extra], "monitoring": None})
+    assert [c.requirement for c in traced] == [*params.requirements.ids(), "something else"]
+    assert (good in traced, bad in traced, bad.outcome, bad.measured, bad.limit) == (True, True, "fail", "9 ms", "at most 1 ms")
+    assert all(c.outcome == "not measured" and c.reason for c in traced if c not in (good, bad, extra))
+
+
+def test_nothing_that_is_not_a_number_passes_a_bound() -> None:
+    assert check_bound("x", "y", float("nan"), at_most=1).outcome == check_bound("x", "y", float("nan"), at_least=1).outcome == "fail"
+
+
+def test_the_step_leaves_its_document_and_its_verdict(run_step: Callable[[str], None]) -> None:
+    run_step("requirements")
+    assert [c.outcome for c in load_verdict("requirements") or []] == ["pass"]
+    assert "# Requirements" in Path("reports/1-requirements/requirements.md").read_text(encoding="utf-8")
+
+
+def test_a_folder_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "report"
+    with whole_folder(target) as folder:
+        write_text(folder / "page", "old")
+    with pytest.raises(KeyboardInterrupt), whole_folder(target) as folder:
+        write_text(folder / "page", "half")
+        raise KeyboardInterrupt
+    assert [p.relative_to(tmp_path).as_posix() for p in sorted(tmp_path.rglob("*"))] == ["report", "report/page"]
+    assert (target / "page").read_text(encoding="utf-8") == "old"
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    write_text(tmp_path / "file", "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(tmp_path / "file", "half \ud800")
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "old"

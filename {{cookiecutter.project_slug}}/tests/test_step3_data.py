@@ -1,0 +1,218 @@
+"""Step 3: rows keep the contract, features never read ahead, parts of the split share nothing, one transform for all."""
+
+import math
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from {{ cookiecutter.package_name }}.params import SCRATCH, Framing, Input, Params, Split
+from {{ cookiecutter.package_name }}.step1_requirements.checks import StepFailed, load_verdict
+from {{ cookiecutter.package_name }}.step2_framing.contract import inputs_of
+from {{ cookiecutter.package_name }}.step3_data.encode import classes_of, columns_of, encode, encode_labels, number_names, words_of
+from {{ cookiecutter.package_name }}.step3_data.features import QUERY, build, check_point_in_time
+from {{ cookiecutter.package_name }}.step3_data.leaks import check_alone, scores_alone
+from {{ cookiecutter.package_name }}.step3_data.online import materialize
+from {{ cookiecutter.package_name }}.step3_data.source import connect, name, open_events
+from {{ cookiecutter.package_name }}.step3_data.split import PARTS, assign, check_split
+from {{ cookiecutter.package_name }}.step3_data.validation import check_rows
+from {{ cookiecutter.package_name }}.step6_deployment.predictor import OnlineTable
+
+Store = duckdb.DuckDBPyConnection
+
+
+@pytest.fixture(scope="module")
+def store(params: Params, framing: Framing, raw: Path) -> Iterator[Store]:
+    """DuckDB with the tables `events` and `features`."""
+    with connect(params.data.memory_gb, SCRATCH) as connection:
+        open_events(connection, params.data, framing)
+        build(connection, framing, QUERY.read_text(encoding="utf-8"))
+        yield connection
+
+
+@pytest.fixture
+def history(framing: Framing) -> list[str]:
+    """The columns that features.sql makes."""
+    found = [i.name for i in inputs_of(framing, "history")]
+    if not found or framing.entity is None or framing.time is None:
+        pytest.skip("the contract takes nothing from an entity's history")
+    return found
+
+
+def test_features_do_not_change_when_the_future_is_hidden(store: Store, framing: Framing, history: list[str]) -> None:
+    assert check_point_in_time(store, framing, QUERY.read_text(encoding="utf-8")).outcome == "pass"
+
+
+@pytest.mark.parametrize("fault", ["counts later events", "knows labels before they arrive"])
+def test_features_that_read_ahead_are_caught(fault: str, store: Store, framing: Framing, history: list[str]) -> None:
+    entity, time, target = (name(k or "") for k in (framing.entity, framing.time, framing.target))
+    if fault == "knows labels before they arrive" and framing.label_time is None:
+        pytest.skip("labels arrive with their events")
+    seen, order = ("count(*)", ">") if fault == "counts later events" else (f"count(other.{target})", "<")
+    peek = (f"SELECT moments.row_id, {seen} AS peeked FROM moments LEFT JOIN events AS other "
+            f"ON other.{entity} = moments.{entity} AND other.{time} {order} moments.{time} GROUP BY moments.row_id")  # fmt: skip
+    query = f"SELECT own.* REPLACE (peek.peeked AS {name(history[0])}) FROM ({QUERY.read_text(encoding='utf-8')}\n) AS own JOIN ({peek}) AS peek USING (row_id)"
+    build(store, framing, query)
+    found = check_point_in_time(store, framing, query)
+    build(store, framing, QUERY.read_text(encoding="utf-8"))
+    assert (found.requirement, found.outcome) == ("no_leak", "fail")
+
+
+def test_online_features_equal_offline_features_at_the_same_moment(store: Store, framing: Framing, history: list[str], tmp_path: Path) -> None:
+    """What the API would have looked up just before an event is what training learned from, for busy entities late in the data."""
+    entity, time, columns = name(framing.entity or ""), name(framing.time or ""), ", ".join(f"features.{name(h)}" for h in history)
+    rows = store.execute(f"SELECT {entity}::VARCHAR, {time}, {columns} FROM events JOIN features USING (row_id) WHERE {entity} IS NOT NULL "
+                         f"QUALIFY count(*) OVER (PARTITION BY {entity}) > 1 ORDER BY {time} DESC, row_id LIMIT 4").fetchall()  # fmt: skip
+    for who, when, *offline in rows:
+        materialize(store, framing, QUERY.read_text(encoding="utf-8"), tmp_path / "online.sqlite", when)
+        online = OnlineTable(tmp_path / "online.sqlite").features(who)
+        assert all(map(same, offline, (online[h] for h in history))), (who, offline, online)
+
+
+def test_an_unknown_entity_has_the_features_of_no_history(store: Store, framing: Framing, history: list[str], tmp_path: Path) -> None:
+    """They are those of the very first event, before which nothing had happened."""
+    time, columns = name(framing.time or ""), ", ".join(name(h) for h in history)
+    when, *first = store.execute(f"SELECT {time}, {columns} FROM events JOIN features USING (row_id) ORDER BY {time}, row_id LIMIT 1").fetchall()[0]
+    materialize(store, framing, QUERY.read_text(encoding="utf-8"), tmp_path / "online.sqlite", when)
+    unknown = OnlineTable(tmp_path / "online.sqlite").features("nobody has this name")
+    assert all(map(same, first, (unknown[h] for h in history))), (first, unknown)
+
+
+def same(offline: Any, online: Any) -> bool:
+    """Equal, but for the last digits of a sum; DuckDB's decimals are numbers in JSON."""
+    if isinstance(online, float) and offline is not None:
+        return math.isclose(offline, online, rel_tol=1e-9, abs_tol=1e-9)
+    return bool(offline == online)
+
+
+def test_the_step_passes_its_own_checks(prepared: Path) -> None:
+    assert {c.outcome for c in load_verdict("data") or []} == {"pass"}
+
+
+def test_no_row_is_in_two_parts_and_learning_ends_before_testing_begins(prepared: Path, params: Params, framing: Framing) -> None:
+    """By time, rows whose labels were not in when the test begins are left out; by group, no group is in two parts."""
+    parts = [pq.read_table(prepared / f"{part}.parquet").to_pandas() for part in PARTS]
+    ids = np.concatenate([p["row_id"] for p in parts])
+    assert len(ids) == len(set(ids))
+    if params.data.split.by == "time":
+        spans = [(p[framing.time].min(), p[framing.time].max()) for p in parts]
+        wait = timedelta(days=params.requirements.label_delay_days if framing.label_time else 0)
+        assert spans[0][1] < spans[1][0] <= spans[1][1] < spans[2][0] - wait
+    if params.data.split.by == "group":
+        groups = [set(p[framing.entity]) for p in parts]
+        assert not (groups[0] & groups[1] | groups[0] & groups[2] | groups[1] & groups[2])
+
+
+def test_test_rows_planted_in_training_are_caught(prepared: Path, params: Params, framing: Framing, store: Store, tmp_path: Path) -> None:
+    tables = {part: pq.read_table(prepared / f"{part}.parquet") for part in PARTS}
+    tables["train"] = pa.concat_tables([tables["train"], tables["test"].slice(0, 1)])
+    for part, table in tables.items():
+        pq.write_table(table, tmp_path / f"{part}.parquet")
+    found = check_split(store, framing, params.data.split, tmp_path)
+    assert (found[0].outcome, found[0].measured) == ("fail", "1")
+
+
+@pytest.mark.parametrize("by", ["random", "group"])
+def test_equal_rows_and_groups_fall_together(by: Any, params: Params, odd: Framing, odd_table: pa.Table, tmp_path: Path) -> None:
+    pq.write_table(odd_table, tmp_path / "odd.parquet")
+    with connect(1, SCRATCH) as connection:
+        open_events(connection, params.data.model_copy(update={"raw": str(tmp_path / "odd.parquet")}), odd)
+        counts = assign(connection, odd, Split(by=by, train=0.5, validation=0.25), 0)
+        parts = dict(connection.execute("SELECT row_id, part FROM parts").fetchall())
+    assert counts.train + counts.validation + counts.test == len(parts) == 300
+    assert all(parts[row] == parts[row + 200] for row in range(100))
+    if by == "group":
+        homes: dict[str, set[str]] = {}
+        for row, group in enumerate(odd_table.column("[group]").to_pylist()):
+            homes.setdefault(group, set()).add(parts[row])
+        assert {len(home) for home in homes.values()} == {1}
+
+
+@pytest.mark.parametrize(("column", "value"), [("living area (m²)", -1.0), ("living area (m²)", 501.0), ("class", "c"), ("1st.größe", 4), ("living area (m²)", "n/a")])
+def test_a_bad_value_is_listed_with_its_row(column: str, value: Any, odd: Framing, odd_table: pa.Table, tmp_path: Path) -> None:
+    values = odd_table.column(column).to_pylist()
+    values[7] = value
+    texts = [None if v is None else str(v) for v in values]  # one text makes the whole column texts, as a CSV's "n/a" does
+    bad, missing = rows_checked(odd, odd_table, column, pa.array(texts if isinstance(value, str) else values), tmp_path)
+    assert (bad.outcome, missing.outcome) == ("fail", "pass")
+    assert bad.measured == "1 values in 300 rows" and f"row 7: {column} is {value!r}" in bad.reason
+
+
+def test_too_many_nulls_are_refused_with_their_share(odd: Framing, odd_table: pa.Table, tmp_path: Path) -> None:
+    bad, missing = rows_checked(odd, odd_table, "class", pa.array([None] * 240 + ["a"] * 60), tmp_path)
+    assert (bad.outcome, missing.outcome) == ("pass", "fail")
+    assert "class is missing in 80.0% of rows, at most 50.0% may be" in missing.reason
+
+
+def rows_checked(odd: Framing, table: pa.Table, column: str, values: pa.Array, folder: Path) -> list[Any]:
+    """The checks of a table with one column replaced."""
+    pq.write_table(table.set_column(table.column_names.index(column), column, values), folder / "rows.parquet")
+    return check_rows([folder / "rows.parquet"], odd.inputs, 10, "values")
+
+
+def test_a_missing_column_is_refused_by_name(params: Params, odd: Framing, odd_table: pa.Table, tmp_path: Path) -> None:
+    pq.write_table(odd_table.drop_columns(["1st.größe"]), tmp_path / "rows.parquet")
+    with connect(1, SCRATCH) as connection, pytest.raises(StepFailed, match="has no column '1st.größe'"):
+        open_events(connection, params.data.model_copy(update={"raw": str(tmp_path / "rows.parquet")}), odd)
+
+
+def test_a_copy_of_the_target_is_caught(prepared: Path, params: Params, framing: Framing) -> None:
+    table = pq.read_table(prepared / "train.parquet")
+    copy = Input(name="copy", kind="number" if framing.task == "regression" else "category")
+    leaky = framing.model_copy(update={"inputs": (*framing.inputs, copy)})
+    target = table.column(framing.target).to_pylist()
+    alone = scores_alone(leaky, columns_of(table, [i.name for i in framing.inputs]) | {"copy": target}, target)
+    found = check_alone(alone, params.data.leak_limit)
+    assert found.outcome == "fail" and "'copy'" in found.reason
+
+
+# ---- the one transform ---------------------------------------------------------------------
+
+
+def test_columns_and_records_give_the_same_arrays(odd: Framing, odd_table: pa.Table) -> None:
+    """Training reads columns from Parquet and the API values from JSON; a model must not tell them apart."""
+    names = [i.name for i in odd.inputs]
+    batch = encode(odd, columns_of(odd_table, names), 300)
+    for start, rows in ((0, 300), (17, 1)):
+        one = encode(odd, {n: odd_table.column(n).to_pylist()[start : start + rows] for n in names}, rows)
+        assert batch.keys() == one.keys() == {"numbers", "strings"}
+        np.testing.assert_array_equal(batch["numbers"][start : start + rows], one["numbers"])
+        np.testing.assert_array_equal(batch["strings"][start : start + rows], one["strings"])
+    assert (batch["numbers"].shape, batch["numbers"].dtype, batch["strings"].shape) == ((300, len(number_names(odd))), np.float32, (300, 3))
+
+
+def test_values_become_what_the_pipeline_expects(odd: Framing) -> None:
+    """None and NaN are missing, 3 and 3.0 are one category, words are cut and lowered, dates become parts."""
+    moment = np.datetime64("2024-02-29T18:30", "us").item()
+    columns: dict[str, list[Any]] = {
+        "living area (m²)": [1.5, None, float("nan")], "class": ["a", None, "never seen"], "1st.größe": [3.0, None, 3],
+        'say "hi"': ["Straße, ÇA  va!", None, "! x"], "it's ok; --": [True, None, False], "sold on": [moment, None, moment],
+    }  # fmt: skip
+    arrays = encode(odd, columns, 3)
+    assert arrays["strings"].tolist() == [["a", "3", "straße ça va"], ["(missing)"] * 3, ["never seen", "3", "(missing)"]]
+    expected = [1.5, 1.0, 18.5, 3, 29, 2, (moment - np.datetime64("2000-01-01", "us").item()) / timedelta(days=1)]
+    assert arrays["numbers"][0].tolist() == pytest.approx(expected, rel=1e-6)
+    assert np.isnan(arrays["numbers"][1]).all()
+    assert np.isnan(arrays["numbers"][2, 0]) and arrays["numbers"][2, 1] == 0
+
+
+def test_words_of_any_script_are_kept() -> None:
+    assert words_of("日本語 ÜBER-all a 42") == "日本語 über all 42"
+
+
+@pytest.mark.parametrize(("task", "values", "classes", "labels"), [
+    ("binary", ["yes", "no", "yes"], ["no", "yes"], [1, 0, 1]),
+    ("binary", ["a", "yes"], ["a", "yes"], [0, 1]),
+    ("multiclass", ["b", "a", "c"], ["a", "b", "c"], [1, 0, 2]),
+    ("regression", [2, 1.5], [], [2.0, 1.5]),
+])  # fmt: skip
+def test_labels_follow_the_order_of_classes(task: str, values: list[Any], classes: list[str], labels: list[Any], odd: Framing) -> None:
+    contract = odd.model_copy(update={"task": task, "positive": "yes" if task == "binary" else None})
+    assert classes_of(contract, values) == classes
+    assert encode_labels(contract, classes, values).tolist() == labels

@@ -1,0 +1,125 @@
+"""Step 4: every kind of pipeline trains and predicts, twice the same; nothing is learned from noise; runs are tracked."""
+
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from {{ cookiecutter.package_name }}.params import Framing, Params
+from {{ cookiecutter.package_name }}.step1_requirements.checks import StepFailed
+from {{ cookiecutter.package_name }}.step3_data.encode import columns_of, encode, encode_labels
+from {{ cookiecutter.package_name }}.step4_model.pipeline import Estimator, build_pipeline, frame_of, predict
+from {{ cookiecutter.package_name }}.step4_model.tracking import CHALLENGER, Run, open_tracker
+from {{ cookiecutter.package_name }}.step4_model.train import Part, classes_in, data_version, fit, read, read_part
+from {{ cookiecutter.package_name }}.step5_evaluation.compare import lead
+from {{ cookiecutter.package_name }}.step5_evaluation.metrics import answers_of, bootstrap, resample
+
+ROWS = 800
+
+
+@pytest.fixture(scope="module")
+def classes(prepared: Path, framing: Framing) -> list[str]:
+    """The labels in column order."""
+    return classes_in(framing, prepared / "train.parquet")
+
+
+@pytest.fixture(scope="module")
+def train(prepared: Path, framing: Framing, classes: list[str]) -> Part:
+    """The training rows."""
+    return read_part(framing, prepared / "train.parquet", classes)
+
+
+@pytest.mark.parametrize("kind", get_args(Estimator))
+def test_every_kind_of_pipeline_predicts_and_trains_twice_the_same(kind: Estimator, train: Part, classes: list[str], params: Params) -> None:
+    """Probabilities of all classes that sum to one, or one number a row; the same seed gives the same model."""
+    rows = np.unique(np.concatenate([np.arange(ROWS) % len(train.labels), *(np.flatnonzero(train.labels == k)[:3] for k in range(len(classes)))]))
+    frame, labels = train.frame.iloc[rows], train.labels[rows]
+    first, second = (predict(params.framing, build_pipeline(params.framing, params.model, kind, frame).fit(frame, labels), frame) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    if params.framing.task == "regression":
+        assert first.shape == (len(rows),) and np.isfinite(first).all()
+    else:
+        assert first.shape == (len(rows), len(classes))
+        np.testing.assert_allclose(first.sum(axis=1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", get_args(Estimator))
+def test_every_kind_of_column_trains_and_predicts(kind: Estimator, odd: Framing, odd_table: Any, params: Params) -> None:
+    """Numbers, categories, texts, booleans and dates with gaps and odd names; values never seen in training are answered too."""
+    names = [i.name for i in odd.inputs]
+    frame = frame_of(encode(odd, columns_of(odd_table, names), 300))
+    pipeline = build_pipeline(odd, params.model, kind, frame).fit(frame, encode_labels(odd, ["no", "yes"], odd_table.column("y?").to_pylist()))
+    empty = frame_of(encode(odd, {n: [None] for n in names}, 1))
+    strange = frame_of(encode(odd, {n: [None] for n in names} | {"class": ["zzz"], "1st.größe": [99], 'say "hi"': ["unheard of"]}, 1))
+    for rows, shape in ((frame, (300, 2)), (empty, (1, 2)), (strange, (1, 2))):
+        answers = predict(odd, pipeline, rows)
+        assert answers.shape == shape and np.isfinite(answers).all()
+
+
+def test_a_model_learns_more_than_it_is_told_by_chance(candidate: Path, prepared: Path, params: Params) -> None:
+    """On the rows it was trained on, the model beats the trivial baseline: the least that a working pipeline does."""
+    trained = read(candidate / "model.joblib")
+    part = read_part(params.framing, prepared / "train.parquet", trained.classes)
+    assert advantage(params, trained.model, trained.trivial, part).low > 0
+
+
+def test_shuffled_labels_teach_nothing(train: Part, classes: list[str], prepared: Path, params: Params) -> None:
+    """A model of noise does not beat the trivial baseline beyond noise; one that does has seen the answers."""
+    noise = np.random.default_rng(0).permutation(train.labels)
+    trained = fit(params.framing, params.model, Part(train.rows, train.arrays, train.frame, noise), classes)
+    part = read_part(params.framing, prepared / "validation.parquet", classes)
+    assert advantage(params, trained.model, trained.trivial, part).low <= 0
+
+
+def advantage(params: Params, model: Any, baseline: Any, part: Part) -> Any:
+    """How much better the model is, by a metric that a lucky mix of labels does not improve."""
+    metric = params.framing.metric if params.framing.task == "regression" else "log_loss"
+    ours, theirs = (answers_of(params.framing.task, part.labels, predict(params.framing, p, part.frame), None) for p in (model, baseline))
+    resamples = resample(len(part.labels), 100, 0)
+    return lead(metric, ours, theirs, bootstrap([metric], ours, resamples)[metric], resamples, 0.999)
+
+
+def test_one_label_only_is_refused(train: Part, params: Params) -> None:
+    if params.framing.task != "binary":
+        pytest.skip("about binary tasks")
+    with pytest.raises(StepFailed, match="one class only"):
+        fit(params.framing, params.model, Part(train.rows, train.arrays, train.frame, np.zeros_like(train.labels)), [])
+
+
+def test_the_candidate_is_the_registered_challenger(candidate: Path, tmp_path: Path) -> None:
+    """What the registry hands out under `challenger` is what the model step left, byte for byte."""
+    tracker = open_tracker()
+    version = tracker.version_of(CHALLENGER)
+    assert version is not None
+    assert f'"version": "{version}"' in (candidate / "version.json").read_text(encoding="utf-8")
+    fetched = tracker.fetch(version, tmp_path)
+    assert (fetched / "model.joblib").read_bytes() == (candidate / "model.joblib").read_bytes()
+
+
+def test_tracking_keeps_runs_versions_and_aliases_apart(candidate: Path, tmp_path: Path) -> None:
+    """Whichever tracking was chosen: a second run is a second version, an alias moves, an unknown one is nobody."""
+    tracker = open_tracker()
+    versions = []
+    for content in ("first", "second"):
+        files = tmp_path / content
+        files.mkdir()
+        (files / "größe.txt").write_text(content, encoding="utf-8")
+        run = tracker.log(Run(f"run {content}", {"depth": 3, "kind": "x"}, {"validation_model": -0.5}, {"data": "d"}, files))
+        versions.append(tracker.register(run))
+        tracker.set_alias("trial", versions[-1])
+    assert versions[0] != versions[1] == tracker.version_of("trial")
+    assert tracker.version_of("nobody") is None
+    for version, content in zip(versions, ("first", "second"), strict=True):
+        target = tmp_path / f"fetched {content}"
+        target.mkdir()
+        assert (tracker.fetch(version, target) / "größe.txt").read_text(encoding="utf-8") == content
+
+
+def test_the_versions_of_data_change_with_the_data(prepared: Path, tmp_path: Path) -> None:
+    before = data_version(prepared)
+    for path in prepared.glob("*.parquet"):
+        table = pq.read_table(path)
+        pq.write_table(table.slice(1) if path.stem == "train" else table, tmp_path / path.name)
+    assert before == data_version(prepared) != data_version(tmp_path)
