@@ -408,6 +408,60 @@ def test_a_clean_run_is_all_green(clean: Path, record_property: Record) -> None:
     assert in_service(clean, "monitoring")["champion"] == [(1,)]
 
 
+def test_a_run_stops_at_a_gate_and_goes_on_after_the_mend(project: Path) -> None:
+    """Through DVC: nothing after the gate runs, and after the mend nothing before it does."""
+    quality, kept = params_of(project)["requirements"]["quality"], in_service(project, "evaluation")
+    a_stricter_requirement(project)
+    stopped = run(project)
+    assert stopped.code != 0
+    assert ran(stopped) == ["requirements", "evaluation"]
+    assert "quality.average_precision" in stopped.said
+    assert re.search(r"evaluation +fail", stopped.said)
+    assert re.search(r"deployment +not run", stopped.said)
+    assert in_service(project, "evaluation") == kept
+    set_params(project, requirements__quality=quality)
+    mended = run(project)
+    assert mended.code == 0, mended.said
+    assert "evaluation" in ran(mended), "its verdict came out of DVC's cache, but the champion may be another by now"
+    assert not {"data", "model"} & set(ran(mended))
+    assert mended.said.count(" pass ") == len(STEPS)
+
+
+def test_a_run_killed_while_training_goes_on(project: Path) -> None:
+    """Through DVC, kill -9 after the model was written, before it was registered."""
+    path, champion = source(project, "step4_model/stage.py"), in_service(project, "monitoring")
+    code = path.read_text(encoding="utf-8")
+    override(path, "open_tracker", f"def open_tracker():\n{KILL}")
+    killed = run(project)
+    assert killed.code != 0
+    assert ran(killed) == ["model"]
+    assert not (project / "models/candidate").exists()
+    assert re.search(r"model +not run", killed.said)
+    assert in_service(project, "monitoring") == champion
+    path.write_text(code, encoding="utf-8")
+    again = run(project)
+    assert again.code == 0, again.said
+    assert set(ran(again)) <= {"model"}
+    assert again.said.count(" pass ") == len(STEPS)
+    assert {p.name for p in (project / "models/candidate").iterdir()} == {"model.joblib", "framing.json", "version.json"}
+
+
+def test_a_run_stops_at_bad_rows_and_goes_on_without_training(project: Path) -> None:
+    raw, kept = (project / RAW).read_bytes(), in_service(project, "data")
+    values_out_of_range(project)
+    stopped = run(project)
+    assert stopped.code != 0
+    assert ran(stopped) == ["data"]
+    assert "row 17: amount is -5.0" in stopped.said
+    assert in_service(project, "data") == kept
+    (project / RAW).write_bytes(raw)
+    mended = run(project)
+    assert mended.code == 0, mended.said
+    assert set(ran(mended)) <= {"data"}
+    assert mended.said.count(" pass ") == len(STEPS)
+    assert in_service(project, "data") == kept
+
+
 @pytest.mark.parametrize("name", FAULTS)
 def test_its_gate_stops_it(name: str, project: Path, record_property: Record) -> None:
     fault = FAULTS[name]
@@ -525,41 +579,6 @@ print(tried, accepted)
     assert accepted.strip() == "[]"
 
 
-def test_a_run_stops_at_a_gate_and_goes_on_after_the_mend(project: Path) -> None:
-    """Through DVC: nothing after the gate runs, and after the mend nothing before it does."""
-    quality, kept = params_of(project)["requirements"]["quality"], in_service(project, "evaluation")
-    a_stricter_requirement(project)
-    stopped = run(project)
-    assert stopped.code != 0
-    assert ran(stopped) == ["requirements", "evaluation"]
-    assert "quality.average_precision" in stopped.said
-    assert re.search(r"evaluation +fail", stopped.said)
-    assert re.search(r"deployment +not run", stopped.said)
-    assert in_service(project, "evaluation") == kept
-    set_params(project, requirements__quality=quality)
-    mended = run(project)
-    assert mended.code == 0, mended.said
-    assert "evaluation" in ran(mended), "its verdict came out of DVC's cache, but the champion may be another by now"
-    assert not {"data", "model"} & set(ran(mended))
-    assert mended.said.count(" pass ") == len(STEPS)
-
-
-def test_a_run_stops_at_bad_rows_and_goes_on_without_training(project: Path) -> None:
-    raw, kept = (project / RAW).read_bytes(), in_service(project, "data")
-    values_out_of_range(project)
-    stopped = run(project)
-    assert stopped.code != 0
-    assert ran(stopped) == ["data"]
-    assert "row 17: amount is -5.0" in stopped.said
-    assert in_service(project, "data") == kept
-    (project / RAW).write_bytes(raw)
-    mended = run(project)
-    assert mended.code == 0, mended.said
-    assert set(ran(mended)) <= {"data"}
-    assert mended.said.count(" pass ") == len(STEPS)
-    assert in_service(project, "data") == kept
-
-
 def test_data_killed_in_the_middle_leaves_nothing_half_written(project: Path) -> None:
     """kill -9 after the parts were written, before they took their place."""
     prepared, path = files_of(project / PREPARED), source(project, "step3_data/stage.py")
@@ -576,25 +595,6 @@ def test_data_killed_in_the_middle_leaves_nothing_half_written(project: Path) ->
     for name in prepared:
         assert pq.read_table(project / PREPARED / name).equals(pq.read_table(io.BytesIO(prepared[name])))
     assert not list(project.rglob("*.partial"))
-
-
-def test_a_run_killed_while_training_goes_on(project: Path) -> None:
-    """Through DVC, kill -9 after the model was written, before it was registered."""
-    path, champion = source(project, "step4_model/stage.py"), in_service(project, "monitoring")
-    code = path.read_text(encoding="utf-8")
-    override(path, "open_tracker", f"def open_tracker():\n{KILL}")
-    killed = run(project)
-    assert killed.code != 0
-    assert ran(killed) == ["model"]
-    assert not (project / "models/candidate").exists()
-    assert re.search(r"model +not run", killed.said)
-    assert in_service(project, "monitoring") == champion
-    path.write_text(code, encoding="utf-8")
-    again = run(project)
-    assert again.code == 0, again.said
-    assert set(ran(again)) <= {"model"}
-    assert again.said.count(" pass ") == len(STEPS)
-    assert {p.name for p in (project / "models/candidate").iterdir()} == {"model.joblib", "framing.json", "version.json"}
 
 
 def test_the_matrix_is_complete() -> None:

@@ -127,6 +127,35 @@ def score(source: _File, target: _File) -> None:
 
 
 @app.command()
+def adopt(
+    table: Annotated[Path, typer.Argument(help="CSV (any separator and encoding, packed or not), JSON Lines or Parquet")],
+    target: Annotated[str, typer.Option(help="The column to predict.")],
+    time: Annotated[str, typer.Option(help="The column that says when; found if there is one plain one.")] = "",
+    entity: Annotated[str, typer.Option(help="The column that says whose row it is.")] = "",
+    task: Annotated[str, typer.Option(help="binary, multiclass or regression; else the target says it.")] = "",
+    positive: Annotated[str | None, typer.Option(help="The label to find; else the rarer one.")] = None,
+    drop: Annotated[list[str], typer.Option(help="Columns to leave out, with commas between.")] = [],  # noqa: B006
+    keep: Annotated[list[str], typer.Option(help="Columns to keep that would be left out or stopped on.")] = [],  # noqa: B006
+    day_first: Annotated[bool, typer.Option(help="Read 3/4/2026 as 3 April.")] = False,
+    encoding: Annotated[str, typer.Option(help="Of a text file, where it is neither told nor found.")] = "",
+    dry_run: Annotated[bool, typer.Option(help="Only say what was found.")] = False,
+) -> None:
+    """Make your own table this project's data: find out what it is, write params.yaml, put it under DVC."""
+    from .adopt.command import adopt as take_over
+    from .adopt.infer import Asked
+
+    try:
+        asked = Asked(target, time or None, entity or None, task or None, positive, tuple(drop), tuple(keep))
+        take_over(table, asked, day_first=day_first, encoding=encoding, dry_run=dry_run)
+    except (ParamsError, StepFailed) as error:
+        typer.echo(f"adopt: {error}; nothing was changed", err=True)
+        raise typer.Exit(2) from None
+    if not dry_run:
+        _dvc_add(load())
+        typer.echo("Next: `run`, then raise requirements.quality in params.yaml and name the goal, the owner and the KPI.")
+
+
+@app.command()
 def monitor() -> None:
     """Look at the newest window of the prediction log: drift, missing values, and whether to train again."""
     from .step7_monitoring.monitor import REPORT, look
@@ -156,6 +185,10 @@ def _make_sample(params: Params, rows: int | None) -> None:
         raise StepFailed("params.yaml: data.sample is null, so there is nothing to simulate; your own data belongs in data/raw")
     settings = settings.model_copy(update={"rows": rows}) if rows else settings
     typer.echo(f"sample: {write_sample(settings, Path(params.data.raw)):,} rows in {params.data.raw}")
+    _dvc_add(params)
+
+
+def _dvc_add(params: Params) -> None:
     if code := _dvc("add", "--quiet", str(Path(params.data.raw).parent)):
         raise typer.Exit(code)
 

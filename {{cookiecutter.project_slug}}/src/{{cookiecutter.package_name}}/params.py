@@ -578,7 +578,7 @@ def overrides(environ: Mapping[str, str]) -> dict[tuple[str, ...], Any]:
 
 
 @cache
-def _line_numbers(text: str) -> dict[tuple[str, ...], int]:
+def line_numbers(text: str) -> dict[tuple[str, ...], int]:
     """The line of every key and list item of a YAML text, by path."""
     lines: dict[tuple[str, ...], int] = {}
 
@@ -601,7 +601,7 @@ def _line_numbers(text: str) -> dict[tuple[str, ...], int]:
 def _sentence(path: Path, text: str, error: Any) -> str:
     """One pydantic error as `file line: key is value: what is wrong`."""
     keys = tuple(str(k) for k in error["loc"])
-    lines = _line_numbers(text)
+    lines = line_numbers(text)
     known = keys
     while known and known not in lines:
         known = known[:-1]

@@ -1,11 +1,9 @@
 """`adopt` at work: read, infer, measure, say it, and only then write."""
 
-import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +13,172 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Shown
 
-from ..params import PATH, SCRATCH, Params, ParamsError, line_numbers, parse
+from ..params import PATH, SCRATCH, Framing, Params, line_numbers, load
 from ..step1_requirements.checks import StepFailed
 from ..step1_requirements.page import write_text
 from ..step2_framing.contract import as_text
 from ..step3_data.features import QUERY
 from ..step3_data.source import connect, write_query
 from ..step3_data.table import Table, open_table
-from .infer import Asked, Contract, check_names, infer, label_text, plain_time
-from .measure import Measured, best_kind, better_than, measure
+from .infer import Asked, Contract, infer, plain_time, resolve
+from .measure import Measured, best_kind, measure
 from .profile import Column, profile
-from .write import Document, features_sql, label_keys, metric_of, requirements_of, slices_of, split_of, stale_metrics, write_framing, write_rest
+from .write import Document, change, features_sql, metric_of
 
-SUSPICIOUS = {"binary": 0.9, "multiclass": 0.9, "regression": 0.8}  # a score alone that is worth a question
-"""
+SUSPICIOUS = {"binary": 0.9, "multiclass": 0.9, "regression": 0.8}  # score of one column alone that is worth a question
+MEMORY_GB = 1.0  # of DuckDB
+NO_FEATURES = "SELECT row_id FROM moments"
+
+
+def adopt(path: Path, asked: Asked, *, day_first: bool = False, encoding: str = "", dry_run: bool = False) -> None:
+    """Turn a table into this project's data and problem contract, and say what was found.
+
+    Raises:
+        StepFailed: when the table cannot be used; nothing is changed then.
+    """
+    params, before = load(), PATH.read_text(encoding="utf-8")
+    demo, sql = params.data.sample is not None, QUERY.read_text(encoding="utf-8")
+    with _scratch() as folder:
+        connection = connect(MEMORY_GB, folder / "spill")
+        table = open_table(connection, path, folder, encoding)
+        asked = resolve(asked, table.names)
+        columns = profile(connection, table, day_first)
+        contract = infer(columns, asked, *_relations(connection, table, columns, asked))
+        contract.keeps_history = not demo and _statements(sql) != NO_FEATURES
+        raw = folder / "raw.parquet"
+        _write_raw(connection, table, columns, contract, raw)
+        measured = _measure(connection, params, contract, raw)
+        _judge(contract, measured, asked, params.data.leak_limit)
+        document = Document(before)
+        change(document, contract, measured, demo)
+        after = document.text()
+        write_text(folder / PATH.name, after)
+        load(folder / PATH.name)
+        _show(contract, table, columns[0].rows, after)
+        if dry_run:
+            Console().print("Nothing was written: this was --dry-run.")
+            return
+        _install(params, raw, {QUERY: sql if contract.keeps_history else features_sql(contract), PATH: after})
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """A folder of its own that leaves no trace."""
+    made = [p for p in (SCRATCH, *SCRATCH.parents) if not p.exists()]
+    SCRATCH.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix="adopt-", dir=SCRATCH, ignore_cleanup_errors=True) as folder:
+            yield Path(folder)
+    finally:
+        for empty in made:
+            with suppress(OSError):
+                empty.rmdir()
+
+
+def _relations(
+    connection: duckdb.DuckDBPyConnection, table: Table, columns: Sequence[Column], asked: Asked
+) -> tuple[dict[str, tuple[float, float]], dict[str, float]]:
+    """How columns go missing with the target, and how often dates are later than the event."""
+    target, time = (next((c.sql for c in columns if c.name == n), "") for n in (asked.target, plain_time(columns, asked)))
+    others = [c for c in columns if c.name != asked.target]
+    gone = [f"coalesce(avg(({c.sql} IS NULL)::INTEGER) FILTER ({target} IS {known} NULL), 0)" for c in others for known in ("", "NOT")]
+    dates = [c for c in others if time and c.kind == "date" and c.sql != time]
+    later = [f"coalesce(avg(({c.sql} > {time})::INTEGER), 0)" for c in dates]
+    found = connection.execute(f"SELECT {', '.join([*gone, *later, '0'])} FROM {table.relation}").fetchall()[0]
+    pairs = {c.name: (found[2 * n], found[2 * n + 1]) for n, c in enumerate(others)}
+    return pairs, {c.name: share for c, share in zip(dates, found[len(gone) : -1], strict=True)}
+
+
+def _write_raw(connection: duckdb.DuckDBPyConnection, table: Table, columns: Sequence[Column], contract: Contract, path: Path) -> None:
+    """All columns with their own names and kinds, all rows that have an event time."""
+    chosen = [_stored(c, contract) for c in columns]
+    time = next((c.sql for c in columns if c.name == contract.time), "")
+    where = f" WHERE {time} IS NOT NULL" if time else ""
+    write_query(connection, f"SELECT {', '.join(chosen)} FROM {table.relation}{where}", table.names, path)
+
+
+def _stored(column: Column, contract: Contract) -> str:
+    """Whole numbers as integers; other numbers that are labels as text."""
+    if column.kind != "number":
+        return column.sql
+    if column.whole and max(abs(column.low), abs(column.high)) < 2**53:
+        return f"({column.sql})::BIGINT"
+    return f"({column.sql})::VARCHAR" if contract.labels and column.name == contract.target.name else column.sql
+
+
+def _measure(connection: duckdb.DuckDBPyConnection, params: Params, contract: Contract, raw: Path) -> Measured:
+    questions = params.framing.questions
+    framing = Framing(
+        task=contract.task, target=contract.target.name, positive=contract.positive, metric=metric_of(contract), objective="", why="",
+        entity=contract.entity, time=contract.time, inputs=contract.inputs, questions=questions)  # fmt: skip
+    by = "time" if contract.time else "group" if contract.entity else "random"
+    data = params.data.model_copy(update={"raw": str(raw), "split": params.data.split.model_copy(update={"by": by})})
+    counts = {as_text(v) or "": n for v, n in contract.target.counts.items()} if contract.labels else {}
+    return measure(connection, framing, data, params.model, counts)
+
+
+def _judge(contract: Contract, measured: Measured, asked: Asked, limit: float) -> None:
+    """Say what the rows told."""
+    target = contract.target.name
+    for name, score in sorted(measured.alone.items(), key=lambda item: -item[1]):
+        if score > limit:
+            contract.trusts_leaks = contract.trusts_leaks or name in asked.keep
+            did = "kept, as --keep said" if name in asked.keep else "kept, AND THE DATA STEP WILL STOP ON IT"
+            contract.say(name, did, f"alone it scores {score:.3f}: it nearly gives {target} away", f'--drop "{name}", or --keep "{name}"')
+        elif score > SUSPICIOUS[contract.task]:
+            contract.say(name, "kept: known beforehand?", f"alone it scores {score:.3f}; if it is known only afterwards, drop it", f'--drop "{name}"')
+    if measured.rare:
+        rows = ", ".join(f"{label} ({n:,})" for label, n in list(measured.rare.items())[:8])
+        contract.say(target, f"{len(measured.rare)} labels left out", f"too few rows to learn from and to test on: {rows}", "framing.labels")
+    if measured.duplicates:
+        several = f"; {measured.conflicts:,} patterns come with several labels, and no model can be right about those" if measured.conflicts else ""
+        contract.say("(rows)", "kept", f"{measured.duplicates:,} rows repeat the inputs of another{several}", "data.split")
+    if any(i["kind"] == "text" for i in contract.inputs) and measured.kinds:
+        kind, tried = best_kind(measured.kinds), ", ".join(f"{k} {abs(v):.3f}" for k, v in measured.kinds.items())
+        contract.say("(text)", f"model.kind is {kind}", f"{'the words decide' if kind == 'linear' else 'the other columns decide'}: {tried}", "model.kind")
+
+
+def _show(contract: Contract, table: Table, rows: int, text: str) -> None:
+    """What was found, as a table, with the line or the flag that changes it."""
+    lines, console = line_numbers(text), Console()
+    console.print(f"{rows:,} rows, {len(table.names)} columns ({table.described}); {len(contract.inputs)} of them are inputs.", highlight=False)
+    shown = Shown("column", "adopt", "because", "to change it", box=None)
+    for f in contract.findings:
+        shown.add_row(*map(escape, (f.column, f.did, f.why, _place(f.change, lines, contract))))
+    console.print(shown)
+
+
+def _place(change: str, lines: Mapping[tuple[str, ...], int], contract: Contract) -> str:
+    """A path in params.yaml as its line; flags as they are."""
+    head, _, tail = change.partition("framing.inputs.")
+    names = [i["name"] for i in contract.inputs]
+    path = ("framing", "inputs", str(names.index(tail))) if tail in names else tuple(change.split("."))
+    return f"params.yaml line {lines[path]}" if path in lines else head
+
+
+def _install(params: Params, raw: Path, texts: Mapping[Path, str]) -> None:
+    """Put everything in place; what was there and is not under DVC stays beside it as .bak."""
+    target, console = Path(params.data.raw), Console()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists() and not target.parent.with_suffix(".dvc").exists():
+        target.replace(kept := target.parent.with_suffix(".bak"))
+        console.print(f"{target} was not under DVC; it is {kept} now", highlight=False)
+    shutil.move(raw, target)
+    for path, text in texts.items():
+        old = path.read_text(encoding="utf-8")
+        if old != text:
+            backup = path.with_name(path.name + ".bak")
+            write_text(backup, old)
+            write_text(path, text)
+            changed = f": {', '.join(_changed(yaml.safe_load(old), yaml.safe_load(text)))}" if path == PATH else ""
+            console.print(f"{path.name} is rewritten, the old one is {backup.name}{changed}", highlight=False)
+
+
+def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """The keys, two levels deep, whose values differ."""
+    return [f"{section}.{key}" for section in new for key in dict.fromkeys([*new[section], *old[section]]) if new[section].get(key) != old[section].get(key)]
+
+
+def _statements(sql: str) -> str:
+    """SQL without comment lines."""
+    return "\n".join(line for line in sql.splitlines() if line.strip() and not line.lstrip().startswith("--")).strip().rstrip(";")

@@ -3,11 +3,11 @@
 import difflib
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..params import Task
+from ..params import METRICS_OF, Task
 from ..step1_requirements.checks import StepFailed
 from ..step2_framing.contract import as_text
 from .profile import Column
@@ -29,7 +29,7 @@ class Asked:
     target: str
     time: str | None = None
     entity: str | None = None
-    task: Task | None = None
+    task: str | None = None
     positive: str | None = None
     drop: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
@@ -55,6 +55,8 @@ class Contract:
     positive: Any = None
     time: str | None = None
     entity: str | None = None
+    keeps_history: bool = False  # features.sql is the user's and stays
+    trusts_leaks: bool = False  # --keep named a column that gives the target away
     inputs: list[dict[str, Any]] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
@@ -88,20 +90,27 @@ def infer(columns: Sequence[Column], asked: Asked, gone: Mapping[str, tuple[floa
     return contract
 
 
-def check_names(names: Iterable[str], asked: Asked) -> None:
-    """Every column that was named must be there.
+def resolve(asked: Asked, names: Sequence[str]) -> Asked:
+    """What was asked with --drop and --keep taken apart at commas, unless the whole is a column's name.
 
     Raises:
-        StepFailed: with the closest names.
+        StepFailed: when something that was named is not there, with the closest names.
     """
-    names = list(names)
+
+    def listed(values: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(n for v in values for n in ([v] if v in names else filter(None, map(str.strip, v.split(",")))))
+
+    asked = replace(asked, drop=listed(asked.drop), keep=listed(asked.keep))
+    if asked.task and asked.task not in METRICS_OF:
+        raise StepFailed(f"--task is {asked.task!r}; give one of {', '.join(METRICS_OF)}")
     wanted = {"--target": [asked.target], "--time": [asked.time], "--entity": [asked.entity], "--drop": asked.drop, "--keep": asked.keep}
     for flag, values in wanted.items():
-        for name in values:
-            if name and name not in names:
+        for name in filter(None, values):
+            if name not in names:
                 raise StepFailed(f"{flag} names {name!r}, which is not a column{closest(name, names)}")
-            if name and flag != "--target" and name == asked.target:
+            if flag != "--target" and name == asked.target:
                 raise StepFailed(f"{flag} names {name!r}, which is the target; name another column")
+    return asked
 
 
 def closest(word: str, words: Sequence[str]) -> str:
@@ -137,7 +146,7 @@ def _task(target: Column, asked: Asked) -> tuple[Task, Column, list[Any] | None,
     labels = list(target.counts)
     numeric = target.kind == "number"
     few = labels and (not numeric or (target.whole and len(labels) <= MOST_NUMBERED) or len(labels) == 2)
-    task: Task = asked.task or ("regression" if numeric and not few else "binary" if len(labels) == 2 or asked.positive is not None else "multiclass")
+    task: Any = asked.task or ("regression" if numeric and not few else "binary" if len(labels) == 2 or asked.positive is not None else "multiclass")
     if task == "regression":
         if not numeric:
             raise StepFailed(f"{target.name!r} holds {target.kind}, which regression cannot predict; leave --task out")
@@ -209,7 +218,7 @@ def is_code(column: Column) -> bool:
 
 def is_free_text(column: Column) -> bool:
     """Sentences: three words or more, hardly ever the same."""
-    return column.kind == "text" and column.words >= 3 and column.unique > 0.2 and column.distinct > LISTED
+    return column.kind == "text" and (column.words or 0) >= 3 and column.unique > 0.2 and column.distinct > LISTED
 
 
 def _after(columns: Sequence[Column], target: Column, gone: Mapping[str, tuple[float, float]], later: Mapping[str, float]) -> dict[str, tuple[str, str]]:

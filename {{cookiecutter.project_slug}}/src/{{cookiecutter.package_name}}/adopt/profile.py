@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import duckdb
@@ -11,6 +12,7 @@ from ..step3_data.table import DATES, NUMBERS, Table, is_known, natural_kind, va
 SAMPLE_ROWS = 2_000  # rows that rule kinds out; what they leave is proved on all rows
 EXACT_ROWS = 200_000  # the first rows, in which distinct values are counted exactly
 FEW = 100  # distinct values that are listed
+Candidates = dict[int, list[tuple[str, str]]]  # by column: kind and style
 KINDS = [("boolean", ""), ("date", "yearmonthday"), ("number", ""), ("date", ""), *(("number", s) for s in NUMBERS), *(("date", s) for s in DATES)]
 
 
@@ -29,8 +31,8 @@ class Column:
     unique: float  # share of distinct values among the first rows
     low: Any
     high: Any
-    whole: bool  # numbers without a fraction
-    words: float  # of a text, on average
+    whole: bool | None  # numbers without a fraction
+    words: float | None  # of a text, on average
     counts: dict[Any, int]  # rows per value, most frequent first, where there are few values
     increasing: bool
 
@@ -50,13 +52,11 @@ def profile(connection: duckdb.DuckDBPyConnection, table: Table, day_first: bool
     exact = [[f"count(DISTINCT {sql})", f"count({sql})"] for sql in found]
     counted = _per_column(connection, f"(SELECT * FROM {table.relation} LIMIT {EXACT_ROWS})", exact)
     profiles = []
-    for name, sql, (kind, style, ambiguous), (present, distinct, low, high, whole, words), (some, of) in zip(
-        table.names, found, kinds, figures, counted, strict=True
-    ):
-        unique, distinct = some / max(1, of), some if rows <= EXACT_ROWS else max(distinct, some)
+    for name, sql, kind, (present, about, *rest), (some, of) in zip(table.names, found, kinds, figures, counted, strict=True):
+        distinct, unique = some if rows <= EXACT_ROWS else max(about, some), some / max(1, of)
         counts = _counts(connection, table, sql) if distinct <= FEW else {}
-        increasing = kind == "number" and bool(whole) and unique == 1 and _increasing(connection, table, sql)
-        profiles.append(Column(name, sql, kind, style, ambiguous, rows, present, distinct, unique, low, high, bool(whole), words or 0.0, counts, increasing))
+        increasing = bool(rest[2]) and unique == 1 and _increasing(connection, table, sql)
+        profiles.append(Column(name, sql, *kind, rows, present, distinct, unique, *rest, counts, increasing))
     return profiles
 
 
@@ -65,8 +65,8 @@ def _kinds(connection: duckdb.DuckDBPyConnection, table: Table, day_first: bool)
     connection.execute(f"CREATE OR REPLACE TEMP TABLE some_rows AS SELECT * FROM {table.relation} USING SAMPLE {SAMPLE_ROWS} ROWS")
     result: list[list[tuple[str, str, bool]]] = []
     texts = [i for i, t in enumerate(table.types) if natural_kind(t) == "text"]
-    likely = dict(zip(texts, _fitting(connection, "some_rows", {i: KINDS for i in texts}, table), strict=True)) if texts else {}
-    proved = dict(zip(likely, _fitting(connection, table.relation, likely, table), strict=True)) if likely else {}
+    likely = dict(zip(texts, _fitting(connection, "some_rows", dict.fromkeys(texts, KINDS)), strict=True)) if texts else {}
+    proved = dict(zip(likely, _fitting(connection, table.relation, likely), strict=True)) if likely else {}
     for i, sql_type in enumerate(table.types):
         fits = [(kind, style, False) for kind, style in proved.get(i, [(natural_kind(sql_type), "")])]
         orders = [("date", "month/day/year", True), ("date", "day/month/year", True)]
@@ -78,9 +78,7 @@ def _kinds(connection: duckdb.DuckDBPyConnection, table: Table, day_first: bool)
     return result
 
 
-def _fitting(
-    connection: duckdb.DuckDBPyConnection, relation: str, candidates: dict[int, list[tuple[str, str]]], table: Table
-) -> list[list[tuple[str, str]]]:
+def _fitting(connection: duckdb.DuckDBPyConnection, relation: str, candidates: Candidates) -> list[list[tuple[str, str]]]:
     """Those candidates that can read every known value of their column."""
     texts = {i: f"CAST(c{i} AS VARCHAR)" for i in candidates}
     wanted = [[f"count(*) FILTER ({is_known(texts[i])})", *(f"count({value(texts[i], *c)})" for c in fits)] for i, fits in candidates.items()]
@@ -109,4 +107,4 @@ def _counts(connection: duckdb.DuckDBPyConnection, table: Table, sql: str) -> di
 
 def _increasing(connection: duckdb.DuckDBPyConnection, table: Table, sql: str) -> bool:
     values = [row[0] for row in connection.execute(f"SELECT {sql} FROM {table.relation} LIMIT 10000").fetchall()]
-    return None not in values and all(a < b for a, b in zip(values, values[1:], strict=False))
+    return None not in values and all(a < b for a, b in pairwise(values))

@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Mapping
+from string import Template
 from typing import Any
 
 import yaml
@@ -10,39 +11,43 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
-from ..params import HIGHER_IS_BETTER, METRICS_OF
+from ..params import HIGHER_IS_BETTER
 from ..step2_framing.contract import as_text
 from ..step3_data.source import name
 from .infer import RARE, Contract
+from .measure import Measured, best_kind, better_than
+
+Changes = dict[str, tuple[Any, str | None]]  # by path: the value, and the comment behind it (None: as it was)
+MOST_SLICES = 6  # values of a column that slices the test part
 
 UNIT = {"roc_auc": "0 to 1, guessing is 0.5", "average_precision": "0 to 1, guessing is the share of positives", "accuracy": "share of rows",
         "f1_macro": "0 to 1", "rmse": "in the target's unit"}  # fmt: skip
 SAY = "To be said by those who know the business."
-FEATURES = """\
+FEATURES = Template("""\
 -- History features as of each moment: one row per row_id of `moments`. There are none yet; every column of
 -- data/raw that framing.inputs lists passes to the model as it is.
---   moments: row_id{keys}   the rows that features are wanted for
+--   moments: row_id$keys   the rows that features are wanted for
 --   events:  every row, with the columns of data/raw
 -- Only what was known before the moment may be read; the data step proves it by hiding the future.
 -- For a feature, write this instead of the SELECT below, and add to framing.inputs of params.yaml
---     - {{name: rows_30d, kind: number, min: 0, from: history}}
+--     - {name: rows_30d, kind: number, min: 0, from: history}
 --
--- SELECT moments.row_id, count(past.{entity}) AS rows_30d
+-- SELECT moments.row_id, count(past.$entity) AS rows_30d
 -- FROM moments
 -- LEFT JOIN events AS past
---     ON past.{entity} = moments.{entity}
---     AND past.{time} < moments.{time}
---     AND past.{time} >= moments.{time} - INTERVAL 30 DAY
+--     ON past.$entity = moments.$entity
+--     AND past.$time < moments.$time
+--     AND past.$time >= moments.$time - INTERVAL 30 DAY
 -- GROUP BY moments.row_id
 SELECT row_id FROM moments
-"""
+""")
 
 
 def features_sql(contract: Contract) -> str:
     """A features.sql without features, and a commented example of one."""
     entity, time = (name(one_line(k or d)) for k, d in ((contract.entity, "your entity"), (contract.time, "your event time")))
     keys = "".join(f", {name(one_line(k))}" for k in (contract.entity, contract.time) if k)
-    return FEATURES.format(keys=keys, entity=entity, time=time)
+    return FEATURES.substitute(keys=keys, entity=entity, time=time)
 
 
 def one_line(column: str) -> str:
@@ -59,25 +64,6 @@ def metric_of(contract: Contract) -> str:
         return "f1_macro" if max(shares) > 1 - RARE else "accuracy"
     share = contract.target.counts[contract.positive] / contract.target.present
     return "average_precision" if min(share, 1 - share) < RARE else "roc_auc"
-
-
-def framing_of(contract: Contract) -> dict[str, Any]:
-    """The keys of the framing section that the table decides."""
-    return {
-        "task": contract.task,
-        "target": contract.target.name,
-        "positive": contract.positive,
-        "metric": metric_of(contract),
-        "objective": "squared_error" if contract.task == "regression" else "log_loss",
-        "entity": contract.entity,
-        "time": contract.time,
-        "inputs": contract.inputs,
-    }
-
-
-def split_of(contract: Contract) -> str:
-    """How rows are divided: by time where there is one, else by entity, else at random."""
-    return "time" if contract.time else "group" if contract.entity else "random"
 
 
 class Document:
@@ -102,14 +88,11 @@ class Document:
             tree = tree[parent]
         if key in tree and plain(tree[key]) == plain(value):
             return
-        if value is None and key not in ("sample", "threshold"):
-            tree.pop(key, None)
-            return
         if key in tree:
             tree[key] = styled(value)
-        else:
-            tree.insert(1 + max((i for i, k in enumerate(tree) if k in ("target", "positive")), default=len(tree) - 1), key, styled(value))
-        if comment is not None:
+        elif value is not None:
+            tree.insert(1 + [*tree, "target"].index("target"), key, styled(value))
+        if key in tree and comment is not None:
             _comment(tree, key, comment)
 
 
@@ -148,39 +131,74 @@ def styled(value: Any, inner: bool = False) -> Any:
     return value
 
 
-def write_framing(document: Document, contract: Contract, labels: list[str] | None) -> None:
-    """The framing section; units and descriptions that the user gave to inputs stay, and comments behind them."""
-    why = "The positive label is rare, so accuracy would reward doing nothing." if metric_of(contract) == "average_precision" else SAY
-    keys = framing_of(contract) | {"labels": labels, "label_time": None}
-    comments = {"positive": "the rarer label, unless --positive says otherwise", "metric": "what models are ranked by",
-                "labels": "rows with other labels are left out: too few to split"}  # fmt: skip
-    old = document.tree["framing"]["inputs"]
-    had = {str(i["name"]): (i, old.ca.items.get(n)) for n, i in enumerate(old)}
-    keys["inputs"] = [i | {k: plain(had[i["name"]][0][k]) for k in ("unit", "describes") if k in had.get(i["name"], ({},))[0]} for i in contract.inputs]
-    if document.tree["framing"]["target"] != contract.target.name or document.tree["framing"]["task"] != contract.task:
-        keys |= {"why": f"Adopted from a table. {why}", "unit": None}
-    for key, value in keys.items():
-        document.put(f"framing.{key}", value, comments.get(key, ""))
-    for place, made in enumerate(contract.inputs):
-        if comment := had.get(made["name"], (None, None))[1]:
-            document.tree["framing"]["inputs"].ca.items[place] = comment
-
-
-def write_rest(document: Document, contract: Contract, settings: Mapping[str, Any], demo: bool) -> None:
-    """What other sections must say about the table; of the demo's, everything that told its story."""
+def change(document: Document, contract: Contract, measured: Measured, demo: bool) -> None:
+    """Write the contract, and what other sections must say about it; the demo's own story goes, yours stays."""
+    old = plain(document.tree)
+    changes = _framing(contract, measured, old["framing"]) | _data(contract, measured, old)
+    same = (old["framing"]["task"], old["framing"]["target"]) == (contract.task, contract.target.name)
     if demo:
-        for path, value in (_no_story(contract) | {k: v for k, v in settings.items() if k.startswith("demo:")}).items():
-            document.put(path.removeprefix("demo:"), value, "")
-    for path, value in settings.items():
-        if not path.startswith("demo:"):
-            document.put(path, *value) if isinstance(value, tuple) else document.put(path, value)
+        changes |= _no_story(contract)
+    if demo or not same:
+        changes |= _requirements(contract, measured)
+    comments = _input_comments(document.tree["framing"]["inputs"])
+    for path, (value, comment) in changes.items():
+        document.put(path, value, comment)
+    inputs = document.tree["framing"]["inputs"]
+    inputs.ca.items.update({n: comments[i["name"]] for n, i in enumerate(inputs) if comments.get(i["name"])})
 
 
-def _no_story(contract: Contract) -> dict[str, Any]:
-    """Neutral words where the demo spoke of its own business."""
-    target, rows = contract.target.name, contract.target.present
+def _framing(contract: Contract, measured: Measured, old: Mapping[str, Any]) -> Changes:
+    """What the table decides; units and descriptions that inputs had stay, and so do history features."""
+    known = {i["name"]: {k: v for k, v in i.items() if k in ("unit", "describes")} for i in old["inputs"]}
+    history = [i for i in old["inputs"] if i.get("from") == "history"] if contract.keeps_history else []
+    labels = [as_text(v) for v in contract.labels or () if as_text(v) not in measured.rare]
     return {
-        "requirements.goal": f"Predict {one_line(target)}",
+        "framing.task": (contract.task, ""),
+        "framing.target": (contract.target.name, ""),
+        "framing.positive": (contract.positive, "the rarer label, unless you say otherwise"),
+        "framing.labels": (labels if measured.rare else None, "rows with other labels are left out: too few to split"),
+        "framing.metric": (metric_of(contract), "what models are ranked by"),
+        "framing.objective": ("squared_error" if contract.task == "regression" else "log_loss", ""),
+        "framing.entity": (contract.entity, ""),
+        "framing.time": (contract.time, ""),
+        "framing.label_time": (None, ""),
+        "framing.inputs": ([i | known.get(i["name"], {}) for i in contract.inputs] + history, None),
+    }
+
+
+def _data(contract: Contract, measured: Measured, old: Mapping[str, Any]) -> Changes:
+    """Where the rows come from, and what model and slices suit them."""
+    values = {i["name"]: i["values"] for i in contract.inputs if 2 <= len(i.get("values", ())) <= MOST_SLICES}
+    names = [i["name"] for i in contract.inputs]
+    kept, protected = ([c for c in old["evaluation"]["slices"][k] if c in names] for k in ("columns", "protected"))
+    odds = round(contract.target.present / contract.target.counts[contract.positive] - 1) if contract.positive is not None else 1
+    threshold = {"by": "cost", "false_positive_usd": 1.0, "false_negative_usd": float(max(1, odds))} if contract.task == "binary" else None
+    unchanged = (old["evaluation"]["threshold"] is None) == (threshold is None) and old["data"]["sample"] is None
+    tried = ", ".join(f"{k} {abs(v):.3g}" for k, v in measured.kinds.items())
+    return {
+        "data.sample": (None, "your own table is in data/raw"),
+        "data.split.by": ("time" if contract.time else "group" if contract.entity else "random", None),
+        "data.leak_limit": (1.0 if contract.trusts_leaks else old["data"]["leak_limit"], "nothing is refused, because --keep said so"),
+        "model.kind": (best_kind(measured.kinds), f"{metric_of(contract)} on some validation rows: {tried}"),
+        "model.boosting.min_samples_leaf": (min(old["model"]["boosting"]["min_samples_leaf"], max(5, contract.target.present // 50)), None),
+        "evaluation.threshold": (old["evaluation"]["threshold"] if unchanged else threshold, "say what a false alarm and a miss cost"),
+        "evaluation.slices.columns": (kept or sorted(values, key=lambda n: len(values[n]))[:2], None),
+        "evaluation.slices.protected": (protected, None),
+    }
+
+
+def _no_story(contract: Contract) -> Changes:
+    """Neutral words where the demo spoke of its own business."""
+    rows = contract.target.present
+    questions = {
+        "is_there_a_pattern": "Assumed; the gate of step 5 closes when there is none.",
+        "is_there_enough_data": f"{rows:,} rows with a target.",
+        "would_rules_be_too_complex": "Assumed; step 5 compares with a few rules.",
+        "must_it_generalize_to_unseen_cases": "New rows are unlike the old ones.",
+        "is_interpretability_critical": SAY,
+    }
+    values: dict[str, Any] = {
+        "requirements.goal": f"Predict {one_line(contract.target.name)}",
         "requirements.owner": "to be named",
         "requirements.users": ["to be named"],
         "requirements.stakeholders": [],
@@ -189,44 +207,32 @@ def _no_story(contract: Contract) -> dict[str, Any]:
         "requirements.label_delay_days": 0,
         "requirements.constraints.personal_columns": [],
         **{f"requirements.constraints.{k}": SAY for k in ("privacy", "interpretability", "human_in_the_loop")},
-        "framing.questions.is_there_a_pattern": {"answer": True, "because": "Assumed; the gate of step 5 closes when there is none."},
-        "framing.questions.is_there_enough_data": {"answer": True, "because": f"{rows:,} rows with a target."},
-        "framing.questions.would_rules_be_too_complex": {"answer": True, "because": "Assumed; step 5 compares with a few rules."},
-        "framing.questions.must_it_generalize_to_unseen_cases": {"answer": True, "because": "New rows are unlike the old ones."},
-        "framing.questions.is_interpretability_critical": {"answer": False, "because": SAY},
+        "framing.unit": "",
+        "framing.why": SAY,
+        **{f"framing.questions.{k}": {"answer": k != "is_interpretability_critical", "because": why} for k, why in questions.items()},
+        "evaluation.slices.max_drop": 1.0,
         "evaluation.experiment": {"smallest_effect": 0.02, "kpi_std": 1.0, "significance": 0.05, "power": 0.8, "challenger_share": 0.5},
+    }
+    comments = {"requirements.label_delay_days": "how long a label takes; younger rows are not learned from",
+                "evaluation.slices.max_drop": "worst slice: at most this share worse than the whole; tighten it"}  # fmt: skip
+    return {path: (value, comments.get(path, "")) for path, value in values.items()}
+
+
+def _requirements(contract: Contract, measured: Measured) -> Changes:
+    """Quality "better than the baseline", and a KPI that stands for one to be named."""
+    metric, today = metric_of(contract), float(f"{measured.baseline:.4g}")
+    higher = HIGHER_IS_BETTER[metric]
+    bound = {"at_least" if higher else "at_most": better_than(today, metric)}
+    moved_by = {"metric": metric, "today": today, "effect_per_unit": 1.0 if higher else -1.0, "because": SAY}
+    kpi = {"name": "the KPI, to be named", "unit": "its unit", "baseline": 0.0, "target": 1.0, "better": "higher", "moved_by": moved_by}
+    return {
+        "requirements.quality": ([{"metric": metric, **bound, "unit": UNIT[metric], "baseline": today}], "better than the baseline: raise it"),
+        "requirements.guard_rails": ([], ""),
+        "requirements.lift_over_baseline": (0.0, "raise it to what makes a model worth its upkeep"),
+        **{f"requirements.kpi.{key}": (value, "") for key, value in kpi.items()},
+        "evaluation.slices.metric": ({"regression": "rmse", "binary": "roc_auc", "multiclass": "accuracy"}[contract.task], ""),
     }
 
 
-def requirements_of(contract: Contract, baseline: float, bound: float) -> dict[str, Any]:
-    """Quality "better than the baseline", and a KPI that stands for one to be named."""
-    metric = metric_of(contract)
-    side = "at_least" if HIGHER_IS_BETTER[metric] else "at_most"
-    today = float(f"{baseline:.4g}")
-    return {
-        "requirements.quality": [{"metric": metric, side: bound, "unit": UNIT[metric], "baseline": today}],
-        "requirements.lift_over_baseline": 0.0,
-        "requirements.kpi": {
-            "name": "the KPI, to be named", "unit": "its unit", "baseline": 0.0, "target": 1.0, "better": "higher",
-            "moved_by": {"metric": metric, "today": today, "effect_per_unit": 1.0 if side == "at_least" else -1.0, "because": SAY},
-        },
-        "evaluation.slices.metric": {"regression": "rmse", "binary": "roc_auc", "multiclass": "accuracy"}[contract.task],
-    }  # fmt: skip
-
-
-def stale_metrics(params: Mapping[str, Any], contract: Contract) -> bool:
-    """Whether requirements ask for metrics that do not measure this task."""
-    asked = [t["metric"] for group in ("quality", "guard_rails") for t in params["requirements"][group]]
-    known = METRICS_OF[contract.task]
-    return any(m not in known for m in (*asked, params["requirements"]["kpi"]["moved_by"]["metric"], params["evaluation"]["slices"]["metric"]))
-
-
-def slices_of(contract: Contract) -> list[str]:
-    """The two inputs whose values make the fewest and largest groups."""
-    few = [i for i in contract.inputs if 2 <= len(i.get("values", ())) <= 6]
-    return [i["name"] for i in sorted(few, key=lambda i: len(i["values"]))[:2]]
-
-
-def label_keys(contract: Contract) -> dict[str, int]:
-    """Rows per label, by the label's text."""
-    return {as_text(v) or str(v): n for v, n in contract.target.counts.items()} if contract.labels else {}
+def _input_comments(inputs: CommentedSeq) -> dict[str, Any]:
+    return {str(i["name"]): inputs.ca.items.get(n) for n, i in enumerate(inputs)}
