@@ -580,10 +580,11 @@ print(tried, accepted)
 
 
 def test_data_killed_in_the_middle_leaves_nothing_half_written(project: Path) -> None:
-    """kill -9 after the parts were written, before they took their place."""
+    """kill -9 when the first of the three parts was written."""
     prepared, path = files_of(project / PREPARED), source(project, "step3_data/stage.py")
     code = path.read_text(encoding="utf-8")
-    override(path, "check_split", f"def check_split(*_):\n{KILL}")
+    dying = f"class Dying(tuple):\n  def __iter__(self):\n    yield 'train'\n{KILL}\nPARTS = Dying(original)"
+    override(path, "PARTS", dying)
     assert verb(project, "data").code == -signal.SIGKILL
     assert files_of(project / PREPARED) == prepared
     assert verdict(project, "data").keys() >= {"data_contract", "no_leak"}

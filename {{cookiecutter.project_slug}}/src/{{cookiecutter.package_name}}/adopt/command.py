@@ -23,7 +23,7 @@ from ..step3_data.table import Table, open_table
 from .infer import Asked, Contract, infer, plain_time, resolve
 from .measure import Measured, best_kind, measure
 from .profile import Column, profile
-from .write import Document, change, features_sql, metric_of
+from .write import Document, change, features_sql, metric_of, split_by
 
 SUSPICIOUS = {"binary": 0.9, "multiclass": 0.9, "regression": 0.8}  # score of one column alone that is worth a question
 MEMORY_GB = 1.0  # of DuckDB
@@ -111,8 +111,7 @@ def _measure(connection: duckdb.DuckDBPyConnection, params: Params, contract: Co
     framing = Framing(
         task=contract.task, target=contract.target.name, positive=contract.positive, metric=metric_of(contract), objective="", why="",
         entity=contract.entity, time=contract.time, inputs=contract.inputs, questions=questions)  # fmt: skip
-    by = "time" if contract.time else "group" if contract.entity else "random"
-    data = params.data.model_copy(update={"raw": str(raw), "split": params.data.split.model_copy(update={"by": by})})
+    data = params.data.model_copy(update={"raw": str(raw), "split": params.data.split.model_copy(update={"by": split_by(contract)})})
     counts = {as_text(v) or "": n for v, n in contract.target.counts.items()} if contract.labels else {}
     return measure(connection, framing, data, params.model, counts)
 

@@ -238,7 +238,7 @@ def _input(column: Column, contract: Contract) -> dict[str, Any]:
     made: dict[str, Any] = {"name": column.name, "kind": kind}
     place = f"framing.inputs.{column.name}"
     if kind == "number":
-        made["min"], made["max"] = room(column.low, column.high, column.whole)
+        made["min"], made["max"] = room(column.low, column.high)
         if column.whole and 2 < column.distinct <= LISTED:
             contract.say(column.name, "kept as a number", f"{column.distinct} whole numbers: if their order means nothing, they are codes", place)
     if kind == "category":
@@ -261,12 +261,12 @@ def _say_category(column: Column, contract: Contract, place: str) -> None:
         contract.say(column.name, "kept as a category", f"{column.distinct:,} different values: many rows share few of them", place)
 
 
-def room(low: float, high: float, whole: bool) -> tuple[float, float]:
+def room(low: float, high: float) -> tuple[float, float]:
     """Limits with as much room on each side as the values span; what is never negative stays so."""
     span = (high - low) or abs(high) or 1.0
     step = 10.0 ** math.floor(math.log10(span))
     limits = (0.0 if low >= 0 else math.floor((low - span) / step) * step, math.ceil((high + span) / step) * step)
-    return tuple(float(f"{v:.10g}") if not (whole and abs(v) < 1e15) else int(v) for v in limits)  # type: ignore[return-value]
+    return tuple(int(v) if v == int(v) and abs(v) < 1e15 else float(f"{v:.10g}") for v in limits)  # type: ignore[return-value]
 
 
 def _shown(value: Any) -> str:

@@ -102,7 +102,7 @@ def _per_column(connection: duckdb.DuckDBPyConnection, relation: str, wanted: Se
 
 def _counts(connection: duckdb.DuckDBPyConnection, table: Table, sql: str) -> dict[Any, int]:
     query = f"SELECT {sql} AS v, count(*) FROM {table.relation} WHERE v IS NOT NULL GROUP BY 1 ORDER BY 2 DESC, 1"
-    return dict(connection.execute(query).fetchall())
+    return {int(v) if isinstance(v, float) and v == int(v) else v: n for v, n in connection.execute(query).fetchall()}
 
 
 def _increasing(connection: duckdb.DuckDBPyConnection, table: Table, sql: str) -> bool:

@@ -17,6 +17,8 @@ from ..step3_data.source import name
 from .infer import RARE, Contract
 from .measure import Measured, best_kind, better_than
 
+SPLIT = {"time": "the test part is the newest; what is left of 1", "group": "all rows of an entity fall together; the test part is what is left of 1",
+         "random": "equal rows fall together; the test part is what is left of 1"}  # fmt: skip
 Changes = dict[str, tuple[Any, str | None]]  # by path: the value, and the comment behind it (None: as it was)
 MOST_SLICES = 6  # values of a column that slices the test part
 
@@ -55,6 +57,11 @@ def one_line(column: str) -> str:
     return " ".join(column.split())
 
 
+def split_by(contract: Contract) -> str:
+    """How rows are divided: by time where there is one, else by entity, else at random."""
+    return "time" if contract.time else "group" if contract.entity else "random"
+
+
 def metric_of(contract: Contract) -> str:
     """What models are ranked by: average precision where accuracy is useless, the usual measure elsewhere."""
     if contract.task == "regression":
@@ -72,6 +79,8 @@ class Document:
     def __init__(self, text: str) -> None:
         self.yaml = YAML()
         self.yaml.preserve_quotes, self.yaml.width, self.yaml.allow_unicode = True, 4096, True
+        self.yaml.indent(mapping=2, sequence=4, offset=2)
+        self.yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
         self.tree = self.yaml.load(text)
 
     def text(self) -> str:
@@ -177,7 +186,7 @@ def _data(contract: Contract, measured: Measured, old: Mapping[str, Any]) -> Cha
     tried = ", ".join(f"{k} {abs(v):.3g}" for k, v in measured.kinds.items())
     return {
         "data.sample": (None, "your own table is in data/raw"),
-        "data.split.by": ("time" if contract.time else "group" if contract.entity else "random", None),
+        "data.split": (old["data"]["split"] | {"by": split_by(contract)}, SPLIT[split_by(contract)]),
         "data.leak_limit": (1.0 if contract.trusts_leaks else old["data"]["leak_limit"], "nothing is refused, because --keep said so"),
         "model.kind": (best_kind(measured.kinds), f"{metric_of(contract)} on some validation rows: {tried}"),
         "model.boosting.min_samples_leaf": (min(old["model"]["boosting"]["min_samples_leaf"], max(5, contract.target.present // 50)), None),
