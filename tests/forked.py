@@ -48,11 +48,11 @@ def verb(project: Path, *words: str, timeout: float = TIMEOUT_SECONDS) -> Done:
 
 
 def _run(project: str, package: str, words: tuple[str, ...], heard: str) -> None:
-    source = os.path.join(project, "src")
+    source = str(Path(project, "src"))
     os.chdir(project)
     os.environ["PYTHONPATH"] = source
     sys.path.insert(0, source)
-    with open(heard, "wb") as file:
+    with Path(heard).open("wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     sys.argv = [package, *words]

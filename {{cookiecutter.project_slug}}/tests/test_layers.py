@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,9 +21,15 @@ ROOMS = sorted(SOURCE.glob("step*_*"))
 NOT_WHILE_SERVING = ("sklearn", "pandas", "scipy", "pyarrow", "duckdb", "matplotlib", "mlflow", "skl2onnx", "onnx", "optuna", "pandera", "joblib")
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    """A file's syntax tree."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def imports(path: Path, *, lazy: bool = True) -> Iterator[Path]:
     """The files of this package that a file imports; without `lazy`, only what is imported with it."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = parsed(path)
     for node in ast.walk(tree) if lazy else tree.body:
         if isinstance(node, ast.ImportFrom) and node.level:
             base = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
@@ -52,7 +59,7 @@ def needed(stage: str) -> set[Path]:
         if path not in found:
             found.add(path)
             todo += imports(path, lazy=path.name == "stage.py")
-    texts = {(p, str(n.value)) for p in found for n in ast.walk(ast.parse(p.read_text(encoding="utf-8"))) if isinstance(n, ast.Constant)}
+    texts = {(p, str(n.value)) for p in found for n in ast.walk(parsed(p)) if isinstance(n, ast.Constant)}
     return found | {p.parent / text for p, text in texts if re.fullmatch(r"[\w-]+\.[a-z]+", text) and (p.parent / text).is_file()}
 
 
@@ -71,7 +78,9 @@ def test_a_stage_depends_on_the_code_that_it_runs_and_no_other(stage: str) -> No
 
 
 @pytest.mark.parametrize("stage", STEPS)
-def test_a_stage_lists_the_params_that_it_reads_and_no_other(stage: str, monitored: Path, run_step: Callable[[str], None], reads: dict[str, set[str]]) -> None:
+def test_a_stage_lists_the_params_that_it_reads_and_no_other(
+    stage: str, monitored: Path, run_step: Callable[[str], None], reads: dict[str, set[str]]
+) -> None:
     if stage not in reads:
         run_step(stage)
     names = STAGES[stage]["params"]

@@ -57,8 +57,8 @@ def logging_to(params: Params, path: Path) -> Params:
 
 def write_log(path: Path, records: list[dict[str, Any]], scores: list[float], at: datetime = NOW) -> None:
     """Log answered records, as the service does."""
-    log = PredictionLog(path, 60, 10_000)
-    log.add([Logged(f"{at}{k}", at.isoformat(), "1", False, json.dumps(r, default=str), s, None) for k, (r, s) in enumerate(zip(records, scores, strict=True))])
+    log, answered = PredictionLog(path, 60, 10_000), enumerate(zip(records, scores, strict=True))
+    log.add([Logged(f"{at} {k}", at.isoformat(), "1", False, json.dumps(record, default=str), score, None) for k, (record, score) in answered])
     log.close()
 
 
@@ -154,7 +154,7 @@ def expressions(params: Params) -> dict[str, str]:
     ("requirements.latency_ms", {"p50": 1, "p99": 777}, {"LatencyHigh"}, 0.777),
     ("monitoring.window_hours", 5, {"MonitorSilent"}, 36000),
 ])  # fmt: skip
-def test_alerts_follow_the_requirements(requirement: str, value: Any, alerts: set[str], limit: float, params: Params, changed: Callable[..., Params]) -> None:
+def test_alerts_follow_the_requirements(requirement: str, value: Any, alerts: set[str], limit: float, params: Params, changed: Any) -> None:
     """One changed number changes the alerts that rest on it, and no other."""
     before, now = expressions(params), expressions(changed({requirement: value}))
     assert {alert for alert in before if before[alert] != now[alert]} == alerts
@@ -168,7 +168,7 @@ def test_the_dashboards_thresholds_follow_the_requirements(params: Params, chang
     assert "@" not in board.replace(strict.requirements.kpi.name, "")
 
 
-def test_every_metric_that_is_asked_for_is_exported(monitored: Path, bundle: Path, params: Params, after: Callable[..., Look], usual: pa.Table) -> None:
+def test_every_metric_that_is_asked_for_is_exported(monitored: Path, bundle: Path, params: Params, after: Any, usual: pa.Table) -> None:
     """Rules and dashboard name only what the service or the monitor exports (and `up`, which Prometheus makes)."""
     after(usual.to_pylist())
     app = create_app(bundle, ONLINE, params.deployment, fallback_allowed=True)

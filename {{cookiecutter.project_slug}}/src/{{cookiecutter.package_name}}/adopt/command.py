@@ -13,8 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Shown
 
-from ..params import PATH, SCRATCH, Framing, Params, line_numbers, load
-from ..step1_requirements.checks import StepFailed
+from ..params import PATH, SCRATCH, Framing, Input, Params, line_numbers, load
 from ..step1_requirements.page import write_text
 from ..step2_framing.contract import as_text
 from ..step3_data.features import QUERY
@@ -110,7 +109,7 @@ def _measure(connection: duckdb.DuckDBPyConnection, params: Params, contract: Co
     questions = params.framing.questions
     framing = Framing(
         task=contract.task, target=contract.target.name, positive=contract.positive, metric=metric_of(contract), objective="", why="",
-        entity=contract.entity, time=contract.time, inputs=contract.inputs, questions=questions)  # fmt: skip
+        entity=contract.entity, time=contract.time, inputs=tuple(map(Input.model_validate, contract.inputs)), questions=questions)  # fmt: skip
     data = params.data.model_copy(update={"raw": str(raw), "split": params.data.split.model_copy(update={"by": split_by(contract)})})
     counts = {as_text(v) or "": n for v, n in contract.target.counts.items()} if contract.labels else {}
     return measure(connection, framing, data, params.model, counts)
@@ -128,13 +127,20 @@ def _judge(contract: Contract, measured: Measured, asked: Asked, limit: float) -
             contract.say(name, "kept: known beforehand?", f"alone it scores {score:.3f}; if it is known only afterwards, drop it", f'--drop "{name}"')
     if measured.rare:
         rows = ", ".join(f"{label} ({n:,})" for label, n in list(measured.rare.items())[:8])
-        contract.say(target, f"{len(measured.rare)} labels left out", f"too few rows to learn from and to test on: {rows}", "framing.labels")
+        contract.say(
+            target,
+            f"{len(measured.rare)} label{'s' * (len(measured.rare) > 1)} left out",
+            f"too few rows to learn from and to test on: {rows}",
+            "framing.labels",
+        )
     if measured.duplicates:
         several = f"; {measured.conflicts:,} patterns come with several labels, and no model can be right about those" if measured.conflicts else ""
         contract.say("(rows)", "kept", f"{measured.duplicates:,} rows repeat the inputs of another{several}", "data.split")
     if any(i["kind"] == "text" for i in contract.inputs) and measured.kinds:
         kind, tried = best_kind(measured.kinds), ", ".join(f"{k} {abs(v):.3f}" for k, v in measured.kinds.items())
-        contract.say("(text)", f"model.kind is {kind}", f"{'the words decide' if kind == 'linear' else 'the other columns decide'}: {tried}", "model.kind")
+        contract.say(
+            "(text)", f"model.kind is {kind}", f"{'the words decide' if kind == 'linear' else 'the other columns decide'}: {tried}", "model.kind"
+        )
 
 
 def _show(contract: Contract, table: Table, rows: int, text: str) -> None:
@@ -175,7 +181,12 @@ def _install(params: Params, raw: Path, texts: Mapping[Path, str]) -> None:
 
 def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """The keys, two levels deep, whose values differ."""
-    return [f"{section}.{key}" for section in new for key in dict.fromkeys([*new[section], *old[section]]) if new[section].get(key) != old[section].get(key)]
+    return [
+        f"{section}.{key}"
+        for section in new
+        for key in dict.fromkeys([*new[section], *old[section]])
+        if new[section].get(key) != old[section].get(key)
+    ]
 
 
 def _statements(sql: str) -> str:

@@ -3,7 +3,7 @@
 import difflib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -103,7 +103,13 @@ def resolve(asked: Asked, names: Sequence[str]) -> Asked:
     asked = replace(asked, drop=listed(asked.drop), keep=listed(asked.keep))
     if asked.task and asked.task not in METRICS_OF:
         raise StepFailed(f"--task is {asked.task!r}; give one of {', '.join(METRICS_OF)}")
-    wanted = {"--target": [asked.target], "--time": [asked.time], "--entity": [asked.entity], "--drop": asked.drop, "--keep": asked.keep}
+    wanted: dict[str, Iterable[str | None]] = {
+        "--target": [asked.target],
+        "--time": [asked.time],
+        "--entity": [asked.entity],
+        "--drop": asked.drop,
+        "--keep": asked.keep,
+    }
     for flag, values in wanted.items():
         for name in filter(None, values):
             if name not in names:
@@ -126,7 +132,9 @@ def plain_time(columns: Sequence[Column], asked: Asked) -> str | None:
         if asked.time not in dates:
             raise StepFailed(f"--time names {asked.time!r}, whose values are not dates; give ISO dates, or another column")
         return asked.time
-    plain = [n for n, c in dates.items() if not c.missing and n != asked.target and n not in asked.drop and MOMENT.search(n) and not NO_MOMENT.search(n)]
+    plain = [
+        n for n, c in dates.items() if not c.missing and n != asked.target and n not in asked.drop and MOMENT.search(n) and not NO_MOMENT.search(n)
+    ]
     return plain[0] if len(plain) == 1 else None
 
 
@@ -154,7 +162,9 @@ def _task(target: Column, asked: Asked) -> tuple[Task, Column, list[Any] | None,
             raise StepFailed("--positive is for a yes-or-no target; leave it out in regression")
         return task, target, None, None
     if target.kind == "date" or not labels or len(labels) > MOST_LABELS:
-        raise StepFailed(f"{target.name!r} has {target.distinct:,} different values; labels must be at most {MOST_LABELS}, and numbers need --task regression")
+        raise StepFailed(
+            f"{target.name!r} has {target.distinct:,} different values; labels must be at most {MOST_LABELS}, and numbers need --task regression"
+        )
     if task == "multiclass":
         return task, target, labels, None
     if asked.positive is None and len(labels) > 2:
@@ -175,7 +185,9 @@ def _say_keys(contract: Contract, asked: Asked, target: Column) -> None:
     rows, name = target.present, target.name
     about = f"{rows - target.counts.get(contract.positive, 0):,} rows have another" if contract.positive is not None else ""
     if target.missing:
-        contract.say(name, f"{target.rows - target.present:,} rows left out", f"the target is missing in {target.missing:.1%} of {target.rows:,} rows")
+        contract.say(
+            name, f"{target.rows - target.present:,} rows left out", f"the target is missing in {target.missing:.1%} of {target.rows:,} rows"
+        )
     what = f"{len(contract.labels)} labels" if contract.labels else f"numbers from {target.low:g} to {target.high:g}"
     contract.say(name, f"the target, {contract.task}", what, "" if asked.task else "--task")
     if contract.positive is not None:
@@ -184,13 +196,22 @@ def _say_keys(contract: Contract, asked: Asked, target: Column) -> None:
                      "framing.positive")  # fmt: skip
         others = [label_text(v) for v in contract.labels or () if v != contract.positive]
         if all(label_text(contract.positive) < o for o in others):
-            contract.say(name, "kept so", f"the positive label sorts before {others[0]!r}; libraries that take the last one would be wrong", "framing.positive")
+            contract.say(
+                name, "kept so", f"the positive label sorts before {others[0]!r}; libraries that take the last one would be wrong", "framing.positive"
+            )
         if min(share, 1 - share) < RARE:
-            contract.say(name, "judged by average precision", f"{max(share, 1 - share):.1%} have one label, so accuracy would reward doing nothing", "framing.metric")
+            contract.say(
+                name,
+                "judged by average precision",
+                f"{max(share, 1 - share):.1%} have one label, so accuracy would reward doing nothing",
+                "framing.metric",
+            )
     if contract.time:
         contract.say(contract.time, "the event time", "the split is by time, so the test is the future", "--time" if not asked.time else "data.split")
     if contract.entity:
-        contract.say(contract.entity, "the entity", "it says whose row it is; features.sql can give its history, the model does not read it", "framing.entity")
+        contract.say(
+            contract.entity, "the entity", "it says whose row it is; features.sql can give its history, the model does not read it", "framing.entity"
+        )
 
 
 def _left_out(column: Column, contract: Contract, asked: Asked) -> tuple[str, str] | None:
@@ -221,10 +242,12 @@ def is_free_text(column: Column) -> bool:
     return column.kind == "text" and (column.words or 0) >= 3 and column.unique > 0.2 and column.distinct > LISTED
 
 
-def _after(columns: Sequence[Column], target: Column, gone: Mapping[str, tuple[float, float]], later: Mapping[str, float]) -> dict[str, tuple[str, str]]:
+def _after(
+    columns: Sequence[Column], target: Column, gone: Mapping[str, tuple[float, float]], later: Mapping[str, float]
+) -> dict[str, tuple[str, str]]:
     """Columns that are known only after the event: later than it, or missing exactly where the target is."""
     found = {n: ("known only afterwards", f"later than the event in {share:.0%} of rows") for n, share in later.items() if share > 0.5}
-    with_target = [n for n, (there, else_) in gone.items() if there > 0.5 and else_ < 0.05]
+    with_target = [n for n, (there, else_) in gone.items() if there > 0.5 and else_ < 0.005]
     if target.rows - target.present >= LEAST_PER_LABEL and len(with_target) <= len(columns) / 2:
         for n in with_target:
             why = f"missing in {gone[n][0]:.0%} of the rows without a target and in {gone[n][1]:.1%} of the others, so it comes with the outcome"

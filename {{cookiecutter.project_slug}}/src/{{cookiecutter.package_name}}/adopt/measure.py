@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import duckdb
 import numpy as np
@@ -44,7 +43,9 @@ def measure(connection: duckdb.DuckDBPyConnection, framing: Framing, data: Data,
     framing, rare = _without_rare(connection, framing, data, counts)
     train = "(SELECT events.* FROM events JOIN parts USING (row_id) WHERE part = 'train')"
     alone = measure_alone(connection, framing, train)
-    return Measured(rare, alone, _baseline(connection, framing), _compare_kinds(connection, framing, model), *_repeated(connection, framing))
+    fair = tuple(i for i in framing.inputs if alone[i.name] <= data.leak_limit) or framing.inputs
+    kinds = _compare_kinds(connection, framing.model_copy(update={"inputs": fair}), model)
+    return Measured(rare, alone, _baseline(connection, framing), kinds, *_repeated(connection, framing))
 
 
 def _sampling(connection: duckdb.DuckDBPyConnection) -> str:
@@ -66,7 +67,9 @@ def _without_rare(connection: duckdb.DuckDBPyConnection, framing: Framing, data:
             return framing, rare
         if framing.task == "binary":
             label, part = next(iter(thin.items()))
-            raise StepFailed(f"{framing.target!r} is never {label} in the {part} part of the split by {data.split.by}; give more rows, or another --time")
+            raise StepFailed(
+                f"{framing.target!r} is never {label} in the {part} part of the split by {data.split.by}; give more rows, or another --time"
+            )
         rare |= {label: counts[label] for label in thin}
 
 
@@ -75,7 +78,10 @@ def _thin(connection: duckdb.DuckDBPyConnection, framing: Framing, labels: Seque
     target = f"{name(in_sql(framing).target)}::VARCHAR"
     if framing.task == "binary":
         positive = as_text(framing.positive) or ""
-        target, labels = f"CASE WHEN {target} = {text(positive)} THEN {text(positive)} ELSE {text('not ' + positive)} END", (positive, "not " + positive)
+        target, labels = (
+            f"CASE WHEN {target} = {text(positive)} THEN {text(positive)} ELSE {text('not ' + positive)} END",
+            (positive, "not " + positive),
+        )
     found = set(connection.execute(f"SELECT DISTINCT {target}, part FROM events JOIN parts USING (row_id)").fetchall())
     return {label: part for part in reversed(PARTS) for label in labels if (label, part) not in found}
 

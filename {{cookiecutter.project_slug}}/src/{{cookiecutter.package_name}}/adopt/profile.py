@@ -56,7 +56,8 @@ def profile(connection: duckdb.DuckDBPyConnection, table: Table, day_first: bool
         distinct, unique = some if rows <= EXACT_ROWS else max(about, some), some / max(1, of)
         counts = _counts(connection, table, sql) if distinct <= FEW else {}
         increasing = bool(rest[2]) and unique == 1 and _increasing(connection, table, sql)
-        profiles.append(Column(name, sql, *kind, rows, present, distinct, unique, *rest, counts, increasing))
+        low, high, whole, words = rest
+        profiles.append(Column(name, sql, *kind, rows, present, distinct, unique, low, high, whole, words, counts, increasing))
     return profiles
 
 

@@ -95,7 +95,7 @@ class Document:
         tree = self.tree
         for parent in parents:
             tree = tree[parent]
-        if key in tree and plain(tree[key]) == plain(value):
+        if key in tree and repr(plain(tree[key])) == repr(plain(value)):
             return
         if key in tree:
             tree[key] = styled(value)
