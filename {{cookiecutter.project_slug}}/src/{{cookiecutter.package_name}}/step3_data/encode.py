@@ -35,6 +35,13 @@ def string_inputs(framing: Framing) -> tuple[Input, ...]:
     return of_kind(framing.inputs, "category") + of_kind(framing.inputs, "text")
 
 
+def columns_read(framing: Framing) -> list[str]:
+    """The columns that `encode` reads: the inputs, and the event time where a date's age rests on it."""
+    names = [i.name for i in framing.inputs]
+    aged = framing.time is not None and framing.time not in names and bool(of_kind(framing.inputs, "date"))
+    return [*names, str(framing.time)] if aged else names
+
+
 def encode(framing: Framing, columns: Mapping[str, Sequence[Any]], rows: int) -> Arrays:
     """Encode `rows` rows given as columns of Python values or numpy arrays, None or NaN for missing.
 

@@ -15,7 +15,7 @@ from sklearn.pipeline import Pipeline
 
 from ..params import Framing, Model
 from ..step1_requirements.checks import StepFailed
-from ..step3_data.encode import Arrays, classes_of, columns_of, encode, encode_labels
+from ..step3_data.encode import Arrays, classes_of, columns_of, columns_read, encode, encode_labels
 from .pipeline import Estimator, build_pipeline, frame_of
 
 #: The scikit-learn scorer behind each metric of params.yaml that has one; higher is better for all.
@@ -50,7 +50,7 @@ class Trained:
 def read_part(framing: Framing, path: Path, classes: list[str]) -> Part:
     """A prepared Parquet file, encoded."""
     table = pq.read_table(path)
-    arrays = encode(framing, columns_of(table, [i.name for i in framing.inputs]), table.num_rows)
+    arrays = encode(framing, columns_of(table, columns_read(framing)), table.num_rows)
     labels = encode_labels(framing, classes, table.column(framing.target).to_pylist())
     return Part(table.to_pandas(), arrays, frame_of(arrays), labels)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from ..params import HIGHER_IS_BETTER, Framing
-from ..step3_data.encode import columns_of, encode
+from ..step3_data.encode import columns_of, columns_read, encode
 from ..step4_model.pipeline import frame_of, predict
 from ..step4_model.tracking import Tracker
 from ..step4_model.train import read
@@ -44,7 +44,7 @@ def compare_champion(framing: Framing, tracker: Tracker, version: str | None, ch
         return Champion(version, why_not=f"champion {version} was made for another contract ({', '.join(unlike) or their_framing.target})")
     if trained.classes != classes:
         return Champion(version, why_not=f"champion {version} knows other labels ({', '.join(trained.classes)})")
-    frame = frame_of(encode(their_framing, columns_of(table, [i.name for i in their_framing.inputs]), table.num_rows))
+    frame = frame_of(encode(their_framing, columns_of(table, columns_read(their_framing)), table.num_rows))
     predictions = predict(framing, trained.model, frame)
     theirs = answers_of(framing.task, ours.labels, predictions, threshold)
     identical = bool(np.allclose(theirs.scores, ours.scores, rtol=0, atol=1e-9))

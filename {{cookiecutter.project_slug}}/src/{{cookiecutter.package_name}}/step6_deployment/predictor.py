@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..params import Framing
 from ..step1_requirements.checks import StepFailed
 from ..step2_framing.contract import inputs_of
-from ..step3_data.encode import Arrays, encode
+from ..step3_data.encode import Arrays, columns_read, encode
 from .bundle import FALLBACK, MODEL, open_bundle
 
 UNKNOWN = ""  # the entity whose features are those of no history
@@ -78,7 +78,7 @@ class Predictor:
         self.manifest = open_bundle(bundle)
         self.framing = Framing.model_validate(self.manifest["framing"])
         self.history = [i.name for i in inputs_of(self.framing, "history")]
-        self.names = [i.name for i in self.framing.inputs]
+        self.names = columns_read(self.framing)
         self.classes: list[str] = self.manifest["classes"]
         self.threshold: float | None = self.manifest["threshold"]
         self.fallback = fallback

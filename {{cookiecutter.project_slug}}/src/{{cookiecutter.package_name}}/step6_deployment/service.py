@@ -121,7 +121,8 @@ class Answerer:
         self.example: dict[str, Any] = predictor.manifest["example"]
         self.adapter = request_adapter(predictor.framing, settings.limits.records, self.example)
         self.ids, self.prefix = count(), secrets.token_hex(8)
-        self.dates = [i.name for i in predictor.framing.inputs if i.kind == "date"]
+        kinds = {i.name: i.kind for i in predictor.framing.inputs}
+        self.dates = [name for name in predictor.names if kinds.get(name, "date") == "date"]
         self.bounded = [i for i in predictor.framing.inputs if i.values or i.min is not None or i.max is not None]
 
     async def predict(self, request: Request) -> Response:
@@ -161,7 +162,7 @@ class Answerer:
             if time and record.get(time) is None:
                 record[time] = now
             for name in self.dates:
-                if record[name] is not None:
+                if record.get(name) is not None:
                     record[name] = naive_utc(record[name])
         predictor.complete(records)
         raw = predictor.scores(columns_from(records, predictor.names), len(records))

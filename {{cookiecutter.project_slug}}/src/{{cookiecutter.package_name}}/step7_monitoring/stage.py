@@ -10,7 +10,7 @@ import yaml
 from ..params import BUNDLE, DASHBOARD, ONLINE, PREPARED, REFERENCE, REPORTS, RULES, Params
 from ..step1_requirements.checks import STEPS, Check, check_bound, checks_section, raise_if_failed, save_verdict
 from ..step1_requirements.page import page, paragraph, section, table, whole_folder, write_text
-from ..step3_data.encode import columns_of
+from ..step3_data.encode import columns_of, columns_read
 from ..step6_deployment.predictor import Predictor
 from .alerts import alert_rules, dashboard
 from .drift import SCORE, compare
@@ -50,7 +50,7 @@ def run(params: Params) -> None:
 
 def _reference(params: Params) -> pa.Table:
     """The newest rows of the test part, inputs and the bundle's scores."""
-    names = [i.name for i in params.framing.inputs]
+    names = columns_read(params.framing)
     rows = pq.read_table(PREPARED / "test.parquet", columns=names)
     rows = rows.slice(max(0, rows.num_rows - REFERENCE_ROWS))
     predictor = Predictor(BUNDLE, ONLINE)
