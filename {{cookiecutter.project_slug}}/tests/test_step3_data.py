@@ -15,7 +15,7 @@ import pytest
 from {{ cookiecutter.package_name }}.params import SCRATCH, Framing, Input, Params, Split
 from {{ cookiecutter.package_name }}.step1_requirements.checks import StepFailed, load_verdict
 from {{ cookiecutter.package_name }}.step2_framing.contract import inputs_of
-from {{ cookiecutter.package_name }}.step3_data.encode import classes_of, columns_of, encode, encode_labels, number_names, words_of
+from {{ cookiecutter.package_name }}.step3_data.encode import classes_of, columns_of, columns_read, encode, encode_labels, number_names
 from {{ cookiecutter.package_name }}.step3_data.features import QUERY, build, check_point_in_time
 from {{ cookiecutter.package_name }}.step3_data.leaks import check_alone, scores_alone
 from {{ cookiecutter.package_name }}.step3_data.online import materialize
@@ -195,18 +195,22 @@ def test_values_become_what_the_pipeline_expects(odd: Framing) -> None:
     moment = np.datetime64("2024-02-29T18:30", "us").item()
     columns: dict[str, list[Any]] = {
         "living area (m²)": [1.5, None, float("nan")], "class": ["a", None, "never seen"], "1st.größe": [3.0, None, 3],
-        'say "hi"': ["Straße, ÇA  va!", None, "! x"], "it's ok; --": [True, None, False], "sold on": [moment, None, moment],
+        'say "hi"': ["日本語 Straße, ÇA  va! a", None, "! x"], "it's ok; --": [True, None, False], "sold on": [moment, None, moment],
     }  # fmt: skip
     arrays = encode(odd, columns, 3)
-    assert arrays["strings"].tolist() == [["a", "3", "straße ça va"], ["(missing)"] * 3, ["never seen", "3", "(missing)"]]
+    assert arrays["strings"].tolist() == [["a", "3", "日本語 straße ça va"], ["(missing)"] * 3, ["never seen", "3", "(missing)"]]
     expected = [1.5, 1.0, 18.5, 3, 29, 2, (moment - np.datetime64("2000-01-01", "us").item()) / timedelta(days=1)]
     assert arrays["numbers"][0].tolist() == pytest.approx(expected, rel=1e-6)
     assert np.isnan(arrays["numbers"][1]).all()
     assert np.isnan(arrays["numbers"][2, 0]) and arrays["numbers"][2, 1] == 0
 
 
-def test_words_of_any_script_are_kept() -> None:
-    assert words_of("日本語 ÜBER-all a 42") == "日本語 über all 42"
+def test_a_date_is_aged_by_the_event_time_also_where_that_is_no_input(odd: Framing, odd_table: pa.Table) -> None:
+    timed, moment = odd.model_copy(update={"time": "when"}), np.datetime64("2030-01-01", "us").item()
+    columns = columns_of(odd_table.append_column("when", pa.array([moment] * 300)), columns_read(timed))
+    days = encode(timed, columns, 300)["numbers"][:, number_names(timed).index("sold on days")]
+    sold = odd_table.column("sold on").to_pylist()
+    assert days.tolist() == pytest.approx([float("nan") if s is None else (moment - s) / timedelta(days=1) for s in sold], rel=1e-6, nan_ok=True)
 
 
 @pytest.mark.parametrize(("task", "values", "classes", "labels"), [

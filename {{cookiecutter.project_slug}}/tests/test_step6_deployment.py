@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from {{ cookiecutter.package_name }}.params import ONLINE, Framing, Limits, Params
 from {{ cookiecutter.package_name }}.step1_requirements.checks import StepFailed, load_verdict
-from {{ cookiecutter.package_name }}.step3_data.encode import columns_of, encode, encode_labels
+from {{ cookiecutter.package_name }}.step3_data.encode import columns_of, columns_read, encode, encode_labels
 from {{ cookiecutter.package_name }}.step4_model.pipeline import frame_of, predict
 from {{ cookiecutter.package_name }}.step4_model.tracking import CHALLENGER, CHAMPION, open_tracker
 from {{ cookiecutter.package_name }}.step4_model.train import Part, fit
@@ -104,7 +104,7 @@ def test_an_export_that_answers_otherwise_is_caught(params: Params) -> None:
 @pytest.fixture(scope="module")
 def odd_bundle(odd: Framing, odd_table: pa.Table, params: Params, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
     """A bundle for the odd table, and what its model said before the export."""
-    folder, columns = tmp_path_factory.mktemp("odd"), columns_of(odd_table, [i.name for i in odd.inputs])
+    folder, columns = tmp_path_factory.mktemp("odd"), columns_of(odd_table, columns_read(odd))
     arrays = encode(odd, columns, 300)
     labels = encode_labels(odd, ["no", "yes"], odd_table.column("y?").to_pylist())
     trained = fit(odd, params.model, Part(odd_table.to_pandas(), arrays, frame_of(arrays), labels), ["no", "yes"])

@@ -102,7 +102,7 @@ def _stored(column: Column, contract: Contract) -> str:
         return column.sql
     if column.whole and max(abs(column.low), abs(column.high)) < 2**53:
         return f"({column.sql})::BIGINT"
-    return f"({column.sql})::VARCHAR" if contract.labels and column.name == contract.target.name else column.sql
+    return f"({column.sql})::VARCHAR" if contract.counts and column.name == contract.target.name else column.sql
 
 
 def _measure(connection: duckdb.DuckDBPyConnection, params: Params, contract: Contract, raw: Path) -> Measured:
@@ -111,8 +111,7 @@ def _measure(connection: duckdb.DuckDBPyConnection, params: Params, contract: Co
         task=contract.task, target=contract.target.name, positive=contract.positive, metric=metric_of(contract), objective="", why="",
         entity=contract.entity, time=contract.time, inputs=tuple(map(Input.model_validate, contract.inputs)), questions=questions)  # fmt: skip
     data = params.data.model_copy(update={"raw": str(raw), "split": params.data.split.model_copy(update={"by": split_by(contract)})})
-    counts = {as_text(v) or "": n for v, n in contract.target.counts.items()} if contract.labels else {}
-    return measure(connection, framing, data, params.model, counts)
+    return measure(connection, framing, data, params.model, {as_text(v) or "": n for v, n in contract.counts.items()})
 
 
 def _judge(contract: Contract, measured: Measured, asked: Asked, limit: float) -> None:

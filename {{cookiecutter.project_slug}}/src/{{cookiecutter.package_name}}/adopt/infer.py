@@ -3,7 +3,7 @@
 import difflib
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,12 +12,14 @@ from ..step1_requirements.checks import StepFailed
 from ..step2_framing.contract import as_text
 from .profile import Column
 
-MOST_LABELS = 50  # of a text target; more are ids or sentences
+MOST_LABELS = 50  # of a target; more are ids or sentences
 MOST_NUMBERED = 20  # whole numbers that still are labels
 LEAST_ROWS, LEAST_PER_LABEL = 50, 20  # fewer cannot be split three ways
-RARE = 0.1  # below this share of the rarer label, accuracy rewards doing nothing
-LISTED = 12  # values of a category that is taken as closed
-ACTOR = r"(customer|user|client|patient|account|member|subscriber|card|device|person|player|employee|student|household)s?"
+RARE = 0.1  # share of the rarer label below which accuracy rewards doing nothing
+CLOSED = 12  # values of a category that are taken as all there are
+MANY = 50  # values of a category that call for a word
+ACTOR = r"(customer|user|client|patient|account|member|subscriber|card|device|person|player|employee|student)s?[\W_]*(id|key|no|number|uuid)?"
+IDS = re.compile(r"(?i:^unnamed|^(row)?names?$|^id$|[\W_](id|uuid|guid|key|index)$|^(row)?(index|no|number|names|id)$)|[a-z]I[dD]$")
 MOMENT = re.compile(r"date|time|stamp|moment|when|created|opened|ordered|_at$|_on$|^day$|^ts$", re.IGNORECASE)
 NO_MOMENT = re.compile(r"birth|born|\bdob\b|expir|due|until|end|updated|modified", re.IGNORECASE)
 
@@ -37,7 +39,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Finding:
-    """Something about a column, what adopt did about it, why, and how to have it otherwise."""
+    """Something about a column, what adopt did about it, why, and the flag or the place in params.yaml that changes it."""
 
     column: str
     did: str
@@ -47,11 +49,11 @@ class Finding:
 
 @dataclass
 class Contract:
-    """The problem as it is inferred; `inputs` are as params.yaml holds them, `labels` is None for a number."""
+    """The problem as inferred; `inputs` are as params.yaml holds them, `counts` is rows per label and empty for a number."""
 
     task: Task
     target: Column
-    labels: list[Any] | None = None
+    counts: dict[Any, int]
     positive: Any = None
     time: str | None = None
     entity: str | None = None
@@ -71,108 +73,108 @@ def infer(columns: Sequence[Column], asked: Asked, gone: Mapping[str, tuple[floa
     Args:
         gone: by column, the share that is missing where the target is missing, and where it is known.
         later: by date column, the share of rows in which it is later than the event time.
+
+    Raises:
+        StepFailed: when the target cannot be predicted, or no column is left to predict it from.
     """
-    by_name = {c.name: c for c in columns}
-    target = by_name[asked.target]
-    contract = Contract(*_task(target, asked), time=plain_time(columns, asked), entity=_entity(columns, asked))
-    _say_keys(contract, asked, target)
-    after = _after(columns, target, gone, later)
+    target = next(c for c in columns if c.name == asked.target)
+    contract = Contract(*_task(target, asked), time=plain_time(columns, asked), entity=asked.entity or _plain_entity(columns, asked))
+    _say_target(contract)
+    _say_keys(contract, columns)
+    after = _known_afterwards(columns, target, gone, later)
     for column in columns:
-        if column.name == target.name:
+        if column is target:
             continue
-        reason = "" if column.name in asked.keep else _left_out(column, contract, asked) or after.get(column.name, ("", ""))
-        if reason and reason[0]:
-            contract.say(column.name, f"left out: {reason[0]}", reason[1], "" if column.name == contract.entity else f"--keep {_shown(column.name)}")
+        left_out = _left_out(column, contract, asked) or after.get(column.name)
+        if left_out and (column.name not in asked.keep or column.name == contract.entity):
+            change = "" if column.name in (*asked.drop, contract.entity) else f"--keep {_quoted(column.name)}"
+            contract.say(column.name, f"left out: {left_out[0]}", left_out[1], change)
         else:
             contract.inputs.append(_input(column, contract))
     if not contract.inputs:
-        raise StepFailed("no column is left to predict from: " + "; ".join(f"{f.column} {f.did}" for f in contract.findings[:5]))
+        reasons = "; ".join(f"{f.column} is {f.did}" for f in contract.findings if f.did.startswith("left out"))
+        raise StepFailed(f"no column is left to predict {target.name!r} from ({reasons or 'there is no other'}); --keep one")
     return contract
 
 
 def resolve(asked: Asked, names: Sequence[str]) -> Asked:
-    """What was asked with --drop and --keep taken apart at commas, unless the whole is a column's name.
+    """What was asked, with --drop and --keep taken apart at commas unless the whole is a column's name.
 
     Raises:
         StepFailed: when something that was named is not there, with the closest names.
     """
 
     def listed(values: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(n for v in values for n in ([v] if v in names else filter(None, map(str.strip, v.split(",")))))
+        return tuple(n for v in values for n in ([v] if v in names else [w.strip() for w in v.split(",") if w.strip()]))
 
     asked = replace(asked, drop=listed(asked.drop), keep=listed(asked.keep))
     if asked.task and asked.task not in METRICS_OF:
         raise StepFailed(f"--task is {asked.task!r}; give one of {', '.join(METRICS_OF)}")
-    wanted: dict[str, Iterable[str | None]] = {
-        "--target": [asked.target],
-        "--time": [asked.time],
-        "--entity": [asked.entity],
-        "--drop": asked.drop,
-        "--keep": asked.keep,
-    }
-    for flag, values in wanted.items():
-        for name in filter(None, values):
-            if name not in names:
-                raise StepFailed(f"{flag} names {name!r}, which is not a column{closest(name, names)}")
-            if flag != "--target" and name == asked.target:
-                raise StepFailed(f"{flag} names {name!r}, which is the target; name another column")
+    wanted: dict[str, Iterable[str | None]] = {"--time": [asked.time], "--entity": [asked.entity], "--drop": asked.drop, "--keep": asked.keep}
+    for flag, name in (("--target", asked.target), *((f, n) for f, values in wanted.items() for n in values if n)):
+        if name not in names:
+            raise StepFailed(f"{flag} names {name!r}, which is not a column{closest(name, names)}")
+        if flag != "--target" and name == asked.target:
+            raise StepFailed(f"{flag} names {name!r}, which is the target; name another column")
     return asked
 
 
 def closest(word: str, words: Sequence[str]) -> str:
-    """`; the closest are …`, from the nearest names or from all."""
-    near = difflib.get_close_matches(word, words, n=3, cutoff=0.5) or [w for w in words if w.lower() == word.lower()] or list(words)[:8]
-    return f"; the closest are {', '.join(map(repr, near))}"
+    """`; the closest are …`, or the first names when none is near."""
+    lower = {w.lower(): w for w in reversed(words)}
+    near = [lower[w] for w in difflib.get_close_matches(word.lower(), lower, n=3, cutoff=0.5)]
+    return f"; the closest are {', '.join(map(repr, near))}" if near else f"; there are {', '.join(map(repr, words[:8]))}{' …' * (len(words) > 8)}"
 
 
 def plain_time(columns: Sequence[Column], asked: Asked) -> str | None:
-    """The event time: as asked, or the only date column that is never missing and is called like one."""
+    """The event time: as asked, or the only date column that is never missing and is called like one.
+
+    Raises:
+        StepFailed: when the column that was asked for holds no dates.
+    """
     dates = {c.name: c for c in columns if c.kind == "date" and c.distinct > 1}
-    if asked.time:
-        if asked.time not in dates:
-            raise StepFailed(f"--time names {asked.time!r}, whose values are not dates; give ISO dates, or another column")
-        return asked.time
-    plain = [
-        n for n, c in dates.items() if not c.missing and n != asked.target and n not in asked.drop and MOMENT.search(n) and not NO_MOMENT.search(n)
-    ]
-    return plain[0] if len(plain) == 1 else None
+    if asked.time and asked.time not in dates:
+        raise StepFailed(f"--time names {asked.time!r}, whose values are not dates in one order; give ISO dates, or another column")
+    plain = [n for n, c in dates.items() if not c.missing and MOMENT.search(n) and not NO_MOMENT.search(n) and n not in (asked.target, *asked.drop)]
+    return asked.time or (plain[0] if len(plain) == 1 else None)
 
 
-def _entity(columns: Sequence[Column], asked: Asked) -> str | None:
-    """As asked, or the only column that is called like the id of somebody and repeats."""
-    ids = [c.name for c in columns if re.fullmatch(ACTOR + r"[\W_]*(id|key|no|number|uuid)?", c.name, re.IGNORECASE) and c.name != asked.target
-           and c.name not in (*asked.drop, *asked.keep) and c.distinct >= LEAST_ROWS and c.present >= 2 * c.distinct and not c.missing]  # fmt: skip
-    return asked.entity or (ids[0] if len(ids) == 1 else None)
+def _plain_entity(columns: Sequence[Column], asked: Asked) -> str | None:
+    """The only column that is called like somebody's id and repeats."""
+    free = [c for c in columns if c.name not in (asked.target, *asked.drop, *asked.keep) and not c.missing and c.kind != "date"]
+    ids = [c.name for c in free if re.fullmatch(ACTOR, c.name, re.IGNORECASE) and c.distinct >= LEAST_ROWS and c.present >= 2 * c.distinct]
+    return ids[0] if len(ids) == 1 else None
 
 
-def _task(target: Column, asked: Asked) -> tuple[Task, Column, list[Any] | None, Any]:
-    """Task, target, labels by frequency and the positive one."""
+def _task(target: Column, asked: Asked) -> tuple[Task, Column, dict[Any, int], Any]:
+    """Task, target, rows per label and the positive label."""
+    name, labels, numeric = target.name, target.counts, target.kind == "number"
     if target.present < LEAST_ROWS:
-        raise StepFailed(f"only {target.present} rows have a {target.name!r}; give at least {LEAST_ROWS} to learn from and to test on")
+        raise StepFailed(f"only {target.present} rows have a value in {name!r}; at least {LEAST_ROWS} are needed to learn from and to test on")
     if target.distinct < 2:
-        raise StepFailed(f"{target.name!r} is {next(iter(target.counts), '')!r} in every row; there is nothing to tell apart")
-    labels = list(target.counts)
-    numeric = target.kind == "number"
-    few = labels and (not numeric or (target.whole and len(labels) <= MOST_NUMBERED) or len(labels) == 2)
-    task: Any = asked.task or ("regression" if numeric and not few else "binary" if len(labels) == 2 or asked.positive is not None else "multiclass")
+        raise StepFailed(f"{name!r} is {_quoted(next(iter(labels), ''))} in every row, so there is nothing to tell apart")
+    few = 0 < len(labels) <= (2 if numeric and not target.whole else MOST_NUMBERED if numeric else MOST_LABELS)
+    classes: Task = "binary" if len(labels) == 2 or asked.positive is not None else "multiclass"
+    task: Any = asked.task or (classes if few or not numeric else "regression")
     if task == "regression":
-        if not numeric:
-            raise StepFailed(f"{target.name!r} holds {target.kind}, which regression cannot predict; leave --task out")
-        if asked.positive is not None:
-            raise StepFailed("--positive is for a yes-or-no target; leave it out in regression")
-        return task, target, None, None
-    if target.kind == "date" or not labels or len(labels) > MOST_LABELS:
-        raise StepFailed(
-            f"{target.name!r} has {target.distinct:,} different values; labels must be at most {MOST_LABELS}, and numbers need --task regression"
-        )
-    if task == "multiclass":
-        return task, target, labels, None
-    if asked.positive is None and len(labels) > 2:
-        raise StepFailed(f"{target.name!r} has {len(labels)} labels; say with --positive which one to find: {', '.join(map(str, labels[:8]))}")
-    found = [v for v in labels if asked.positive is None or label_text(v) == asked.positive or str(v) == asked.positive]
-    if not found:
-        raise StepFailed(f"--positive is {asked.positive!r}, which no row has{closest(asked.positive or '', [label_text(v) for v in labels])}")
-    return task, target, labels, found[-1]
+        if not numeric or asked.positive is not None:
+            raise StepFailed(f"{name!r} holds {'numbers' if numeric else target.kind}: regression takes numbers, and no --positive")
+        return task, target, {}, None
+    if target.kind == "date" or not 0 < len(labels) <= MOST_LABELS:
+        raise StepFailed(f"{name!r} holds {target.distinct:,} {target.kind}s; more than {MOST_LABELS} are no labels, and regression takes numbers")
+    return task, target, labels, _positive(target, asked) if task == "binary" else None
+
+
+def _positive(target: Column, asked: Asked) -> Any:
+    """The label that was asked for, or the rarer one; of two equally frequent ones the one that sorts last."""
+    texts = {label_text(v): v for v in target.counts}
+    if asked.positive is None and len(texts) == 2:
+        return min(sorted(target.counts, key=label_text, reverse=True), key=lambda v: target.counts[v])
+    if asked.positive is None:
+        raise StepFailed(f"{target.name!r} has {len(texts)} labels; say with --positive which one to find: {', '.join(list(texts)[:8])}")
+    if asked.positive not in texts:
+        raise StepFailed(f"--positive is {asked.positive!r}, which no row has{closest(asked.positive, list(texts))}")
+    return texts[asked.positive]
 
 
 def label_text(value: Any) -> str:
@@ -180,108 +182,89 @@ def label_text(value: Any) -> str:
     return as_text(value) or str(value)
 
 
-def _say_keys(contract: Contract, asked: Asked, target: Column) -> None:
-    """What was decided about the target and the keys, aloud."""
-    rows, name = target.present, target.name
-    about = f"{rows - target.counts.get(contract.positive, 0):,} rows have another" if contract.positive is not None else ""
+def _say_target(contract: Contract) -> None:
+    target, counts, positive = contract.target, contract.counts, contract.positive
+    name, rows = target.name, target.present
+    what = f"{len(counts)} labels, {', '.join(map(_quoted, list(counts)[:4]))}{' …' * (len(counts) > 4)}" if counts else ""
+    contract.say(name, f"the target: {contract.task}", what or f"numbers from {target.low:g} to {target.high:g}", "--task")
     if target.missing:
-        contract.say(
-            name, f"{target.rows - target.present:,} rows left out", f"the target is missing in {target.missing:.1%} of {target.rows:,} rows"
-        )
-    what = f"{len(contract.labels)} labels" if contract.labels else f"numbers from {target.low:g} to {target.high:g}"
-    contract.say(name, f"the target, {contract.task}", what, "" if asked.task else "--task")
-    if contract.positive is not None:
-        share = target.counts[contract.positive] / rows
-        contract.say(name, f"{label_text(contract.positive)!r} is the positive label", f"{target.counts[contract.positive]:,} rows have it, {about}",
-                     "framing.positive")  # fmt: skip
-        others = [label_text(v) for v in contract.labels or () if v != contract.positive]
-        if all(label_text(contract.positive) < o for o in others):
-            contract.say(
-                name, "kept so", f"the positive label sorts before {others[0]!r}; libraries that take the last one would be wrong", "framing.positive"
-            )
-        if min(share, 1 - share) < RARE:
-            contract.say(
-                name,
-                "judged by average precision",
-                f"{max(share, 1 - share):.1%} have one label, so accuracy would reward doing nothing",
-                "framing.metric",
-            )
-    if contract.time:
-        contract.say(contract.time, "the event time", "the split is by time, so the test is the future", "--time" if not asked.time else "data.split")
-    if contract.entity:
-        contract.say(
-            contract.entity, "the entity", "it says whose row it is; features.sql can give its history, the model does not read it", "framing.entity"
-        )
+        contract.say(name, f"{target.rows - rows:,} rows left out", f"they have no target, {target.missing:.1%} of {target.rows:,}")
+    if positive is None:
+        return
+    share, others = counts[positive] / rows, [v for v in counts if v != positive]
+    many = f"{counts[positive]:,} rows have it, {rows - counts[positive]:,} have not"
+    contract.say(name, f"positive is {_quoted(positive)}", many, "framing.positive")
+    if all(label_text(positive) < label_text(v) for v in others):
+        why = f"the positive label sorts before {_quoted(others[0])}; tools that take the last one mean the other"
+        contract.say(name, "taken as it is", why, "framing.positive")
+    if min(share, 1 - share) < RARE:
+        why = f"{max(share, 1 - share):.1%} of the rows have one label, so accuracy would reward doing nothing"
+        contract.say(name, "ranked by average precision", why, "framing.metric")
+
+
+def _say_keys(contract: Contract, columns: Sequence[Column]) -> None:
+    for column in columns:
+        if column.name == contract.time:
+            contract.say(column.name, "the event time", "the split is by time, so the test is the future", "data.split")
+            if column.missing:
+                contract.say(column.name, f"{column.rows - column.present:,} rows left out", "they have no event time")
+        if column.name == contract.entity:
+            contract.say(column.name, "the entity", "it says whose row it is: features.sql can give its history", "framing.entity")
 
 
 def _left_out(column: Column, contract: Contract, asked: Asked) -> tuple[str, str] | None:
     """What a column is left out as, and why; None for a good one."""
-    if column.name in asked.drop:
-        return "as asked", "--drop"
-    if column.name == contract.entity:
-        return "an identity", "learning who it is does not help with anybody new"
-    if not column.present:
-        return "empty", "no row has a value"
-    if column.distinct == 1 and not column.missing:
-        return "constant", f"always {_shown(next(iter(column.counts), ''))}"
-    if column.increasing and column.present == column.rows:
-        return "an index", "whole numbers that count the rows"
-    named = re.search(r"(^|[\W_])(id|uuid|guid|key|index|rownames?)$|[a-z]I[dD]$|^unnamed", column.name, re.IGNORECASE if len(column.name) < 4 else 0)
-    if column.unique > 0.95 and column.rows >= LEAST_ROWS and (is_code(column) or (column.kind == "number" and column.whole and named)):
-        return "an id", f"{column.distinct:,} different values in {column.present:,} rows say which row it is, and nothing about the next"
-    return None
-
-
-def is_code(column: Column) -> bool:
-    """Whether a text column holds codes or names, and no sentences."""
-    return column.kind == "text" and not is_free_text(column)
+    c = column
+    a_code = (c.kind == "text" and not is_free_text(c)) or (c.kind == "number" and c.whole and IDS.search(c.name))
+    reasons: tuple[tuple[Any, str, Callable[[], str]], ...] = (
+        (c.name in asked.drop, "as asked", lambda: "--drop"),
+        (c.name == contract.entity, "an identity", lambda: "knowing who it is does not help with anybody new"),
+        (not c.present, "empty", lambda: "no row has a value"),
+        (c.distinct == 1 and not c.missing, "constant", lambda: f"always {_quoted(next(iter(c.counts)))}"),
+        (c.increasing and c.present == c.rows, "an index", lambda: "whole numbers that count the rows"),
+        (c.unique > 0.95 and a_code, "an id", lambda: f"{c.distinct:,} different values in {c.present:,} rows say which row it is, and no more"),
+    )
+    return next(((what, why()) for holds, what, why in reasons if holds), None)
 
 
 def is_free_text(column: Column) -> bool:
     """Sentences: three words or more, hardly ever the same."""
-    return column.kind == "text" and (column.words or 0) >= 3 and column.unique > 0.2 and column.distinct > LISTED
+    return column.kind == "text" and (column.words or 0) >= 3 and column.unique > 0.2 and column.distinct > CLOSED
 
 
-def _after(
+def _known_afterwards(
     columns: Sequence[Column], target: Column, gone: Mapping[str, tuple[float, float]], later: Mapping[str, float]
 ) -> dict[str, tuple[str, str]]:
-    """Columns that are known only after the event: later than it, or missing exactly where the target is."""
-    found = {n: ("known only afterwards", f"later than the event in {share:.0%} of rows") for n, share in later.items() if share > 0.5}
-    with_target = [n for n, (there, else_) in gone.items() if there > 0.5 and else_ < 0.005]
+    """Columns that are later than the event, or missing exactly where the target is; with what and why."""
+    found = {n: ("known only afterwards", f"it is later than the event in {share:.0%} of rows") for n, share in later.items() if share > 0.5}
+    with_target = [n for n, (there, elsewhere) in gone.items() if there > 0.5 and elsewhere < 0.005]
     if target.rows - target.present >= LEAST_PER_LABEL and len(with_target) <= len(columns) / 2:
         for n in with_target:
-            why = f"missing in {gone[n][0]:.0%} of the rows without a target and in {gone[n][1]:.1%} of the others, so it comes with the outcome"
+            why = f"missing in {gone[n][0]:.0%} of the rows without a target, in {gone[n][1]:.1%} of the others: it comes with the outcome"
             found.setdefault(n, ("known only afterwards", why))
     return found
 
 
 def _input(column: Column, contract: Contract) -> dict[str, Any]:
-    """A column as an entry of framing.inputs; says what needs saying."""
-    kind = column.kind if column.kind != "text" else "text" if is_free_text(column) else "category"
-    made: dict[str, Any] = {"name": column.name, "kind": kind}
-    place = f"framing.inputs.{column.name}"
+    """A column as an entry of framing.inputs; says what needs a word."""
+    c, place = column, f"framing.inputs.{column.name}"
+    kind = "text" if is_free_text(c) else "category" if c.kind == "text" else c.kind
+    made: dict[str, Any] = {"name": c.name, "kind": kind}
     if kind == "number":
-        made["min"], made["max"] = room(column.low, column.high)
-        if column.whole and 2 < column.distinct <= LISTED:
-            contract.say(column.name, "kept as a number", f"{column.distinct} whole numbers: if their order means nothing, they are codes", place)
-    if kind == "category":
-        _say_category(column, contract, place)
-        if column.distinct <= LISTED and min(column.counts.values(), default=0) >= 5 and column.rows >= 200:
-            made["values"] = sorted(column.counts)
-    if kind == "date" and column.ambiguous:
-        contract.say(column.name, f"read as {column.style}", "no day above 12 tells the order of day and month", "--day-first")
-    if kind == "text":
-        contract.say(column.name, "free text", f"{column.words:.0f} words on average", place)
-    if column.missing:
-        made["max_missing"] = min(1.0, round(column.missing * 1.2 + 0.05, 2))
-    if column.style:
-        made["format"] = column.style
-    return made
-
-
-def _say_category(column: Column, contract: Contract, place: str) -> None:
-    if column.distinct > FEW_VALUES:
-        contract.say(column.name, "kept as a category", f"{column.distinct:,} different values: many rows share few of them", place)
+        made["min"], made["max"] = room(c.low, c.high)
+        if c.whole and 2 < c.distinct <= CLOSED:
+            contract.say(c.name, "kept as a number", f"{c.distinct} whole numbers; if their order means nothing they are codes, a category", place)
+    elif kind == "category" and c.distinct <= CLOSED and c.rows >= 200 and min(c.counts.values()) >= 5:
+        made["values"] = sorted(c.counts)
+    elif kind == "category" and c.distinct > MANY:
+        contract.say(c.name, "kept as a category", f"{c.distinct:,} different values: its history (features.sql) may tell more", place)
+    elif kind == "date" and c.ambiguous:
+        contract.say(c.name, f"read as {c.style}", "no day above 12 tells which comes first", "--day-first")
+    elif kind == "text":
+        contract.say(c.name, "kept as free text", f"{c.words:.0f} words on average", place)
+    if c.missing and c.name != contract.time:
+        made["max_missing"] = min(1.0, round(c.missing * 1.2 + 0.05, 2))
+    return made | ({"format": c.style} if c.style else {})
 
 
 def room(low: float, high: float) -> tuple[float, float]:
@@ -289,12 +272,11 @@ def room(low: float, high: float) -> tuple[float, float]:
     span = (high - low) or abs(high) or 1.0
     step = 10.0 ** math.floor(math.log10(span))
     limits = (0.0 if low >= 0 else math.floor((low - span) / step) * step, math.ceil((high + span) / step) * step)
-    return tuple(int(v) if v == int(v) and abs(v) < 1e15 else float(f"{v:.10g}") for v in limits)  # type: ignore[return-value]
+    lowest, highest = (int(v) if v == int(v) and abs(v) < 1e15 else float(f"{v:.10g}") for v in limits)
+    return lowest, highest
 
 
-def _shown(value: Any) -> str:
-    text = label_text(value)
-    return repr(text) if re.search(r"\W", text) else text
-
-
-FEW_VALUES = 50
+def _quoted(value: Any) -> str:
+    """A name or a label, in quotes where a shell or a reader needs them."""
+    words = label_text(value)
+    return words if re.fullmatch(r"[\w.+-]+", words) else '"' + words.replace('"', '\\"') + '"'

@@ -66,11 +66,9 @@ def metric_of(contract: Contract) -> str:
     """What models are ranked by: average precision where accuracy is useless, the usual measure elsewhere."""
     if contract.task == "regression":
         return "rmse"
-    shares = [n / contract.target.present for n in contract.target.counts.values()]
-    if contract.task == "multiclass":
-        return "f1_macro" if max(shares) > 1 - RARE else "accuracy"
-    share = contract.target.counts[contract.positive] / contract.target.present
-    return "average_precision" if min(share, 1 - share) < RARE else "roc_auc"
+    most = contract.counts[contract.positive] if contract.task == "binary" else max(contract.counts.values())
+    useless = not RARE <= most / contract.target.present <= 1 - RARE
+    return ("f1_macro" if useless else "accuracy") if contract.task == "multiclass" else "average_precision" if useless else "roc_auc"
 
 
 class Document:
@@ -160,7 +158,7 @@ def _framing(contract: Contract, measured: Measured, old: Mapping[str, Any]) -> 
     """What the table decides; units and descriptions that inputs had stay, and so do history features."""
     known = {i["name"]: {k: v for k, v in i.items() if k in ("unit", "describes")} for i in old["inputs"]}
     history = [i for i in old["inputs"] if i.get("from") == "history"] if contract.keeps_history else []
-    labels = [as_text(v) for v in contract.labels or () if as_text(v) not in measured.rare]
+    labels = [as_text(v) for v in contract.counts if as_text(v) not in measured.rare]
     return {
         "framing.task": (contract.task, ""),
         "framing.target": (contract.target.name, ""),
@@ -180,7 +178,7 @@ def _data(contract: Contract, measured: Measured, old: Mapping[str, Any]) -> Cha
     values = {i["name"]: i["values"] for i in contract.inputs if 2 <= len(i.get("values", ())) <= MOST_SLICES}
     names = [i["name"] for i in contract.inputs]
     kept, protected = ([c for c in old["evaluation"]["slices"][k] if c in names] for k in ("columns", "protected"))
-    odds = round(contract.target.present / contract.target.counts[contract.positive] - 1) if contract.positive is not None else 1
+    odds = round(contract.target.present / contract.counts[contract.positive] - 1) if contract.positive is not None else 1
     threshold = {"by": "cost", "false_positive_usd": 1.0, "false_negative_usd": float(max(1, odds))} if contract.task == "binary" else None
     unchanged = (old["evaluation"]["threshold"] is None) == (threshold is None) and old["data"]["sample"] is None
     tried = ", ".join(f"{k} {abs(v):.3g}" for k, v in measured.kinds.items())

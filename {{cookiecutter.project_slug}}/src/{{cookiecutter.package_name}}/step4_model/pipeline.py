@@ -1,5 +1,6 @@
 """The scikit-learn pipelines, built from the problem contract; every part of them exports to ONNX."""
 
+from inspect import signature
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +12,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostin
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.model_selection import KFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler, TargetEncoder
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
@@ -63,7 +65,10 @@ def _many_values(framing: Framing, model: Model) -> Any:
     """Mean target per value; its export knows no multiclass targets, so there each value gets a number."""
     if framing.task == "multiclass":
         return OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1, dtype=np.float32)
-    return TargetEncoder(target_type="binary" if framing.task == "binary" else "continuous", random_state=model.seed)
+    folds: dict[str, Any] = {"random_state": model.seed}
+    if signature(TargetEncoder).parameters["shuffle"].default == "deprecated":  # from scikit-learn 1.9 on
+        folds = {"cv": KFold(5, shuffle=True, random_state=model.seed)}
+    return TargetEncoder(target_type="binary" if framing.task == "binary" else "continuous", **folds)
 
 
 def _words(model: Model, kind: Estimator) -> Any:
