@@ -206,15 +206,16 @@ def odd_table() -> pa.Table:
     """300 rows of it, the last 100 equal to the first 100."""
     rng, days = np.random.default_rng(0), np.datetime64("2024-02-28T12:30", "us")
     words = np.array(["Straße ÇA va", "日本 語", "x", "", "two  words"])
+    gone = rng.random(200) < 0.4  # where the class is missing, the answer is yes: gaps tell something
     columns = {
         "living area (m²)": pa.array(rng.uniform(0, 500, 200), mask=rng.random(200) < 0.1),
-        "class": pa.array(rng.choice(["a", "b"], 200), mask=rng.random(200) < 0.1),
+        "class": pa.array(rng.choice(["a", "b"], 200), mask=gone),
         "1st.größe": pa.array(rng.integers(1, 4, 200), mask=rng.random(200) < 0.1),
         'say "hi"': pa.array(rng.choice(words, 200), mask=rng.random(200) < 0.1),
         "it's ok; --": pa.array(rng.random(200) < 0.5, mask=rng.random(200) < 0.1),
         "sold on": pa.array(days + rng.integers(0, 10**14, 200).astype("timedelta64[us]"), mask=rng.random(200) < 0.1),
         "[group]": pa.array([f"g{k}" for k in rng.integers(0, 40, 200)]),
-        "y?": pa.array(rng.choice(["no", "yes"], 200)),
+        "y?": pa.array(np.where(gone | (rng.random(200) < 0.3), "yes", "no")),
     }
     table = pa.table(columns)
     return pa.concat_tables([table, table.slice(0, 100)])

@@ -215,7 +215,7 @@ def test_a_date_is_aged_by_the_event_time_also_where_that_is_no_input(odd: Frami
 
 @pytest.mark.parametrize(("task", "values", "classes", "labels"), [
     ("binary", ["yes", "no", "yes"], ["no", "yes"], [1, 0, 1]),
-    ("binary", ["a", "yes"], ["a", "yes"], [0, 1]),
+    ("binary", ["yes", "zebra"], ["zebra", "yes"], [1, 0]),
     ("multiclass", ["b", "a", "c"], ["a", "b", "c"], [1, 0, 2]),
     ("regression", [2, 1.5], [], [2.0, 1.5]),
 ])  # fmt: skip

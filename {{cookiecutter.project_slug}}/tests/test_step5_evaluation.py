@@ -180,17 +180,22 @@ def test_a_model_that_adds_nothing_beyond_noise_closes_the_gate(lift: Estimate, 
     assert failed(params, replace(good, lift=lift)) == ["lift_over_baseline"]
 
 
-@pytest.mark.parametrize(("champion", "closed"), [
-    (Champion("1", Estimate(0.1, 0.05, 0.2)), False),
-    (Champion("1", Estimate(0.1, -0.05, 0.2)), True),
-    (Champion("1", Estimate(-0.1, -0.2, -0.05)), True),
-    (Champion("1", Estimate(0, 0, 0), identical=True), True),
-    (Champion("1", itself=True), False),
-    (Champion("1", why_not="it cannot be loaded"), False),
+BETTER, TIED, WORSE, NOTHING = Estimate(0.1, 0.05, 0.2), Estimate(0.1, -0.05, 0.2), Estimate(-0.1, -0.2, -0.05), Estimate(0, 0, 0)
+
+
+@pytest.mark.parametrize(("promote", "champion", "closed"), [
+    ("better", Champion("1", BETTER), False),
+    ("better", Champion("1", TIED), True),
+    ("better", Champion("1", WORSE), True),
+    ("not_worse", Champion("1", TIED), False),
+    ("not_worse", Champion("1", WORSE), True),
+    ("not_worse", Champion("1", NOTHING, identical=True), True),
+    ("better", Champion("1", itself=True), False),
+    ("better", Champion("1", why_not="it cannot be loaded"), False),
 ])  # fmt: skip
-def test_a_challenger_must_beat_the_champion_beyond_noise(champion: Champion, closed: bool, params: Params, good: Measured) -> None:
-    """Better passes; a tie, a worse and an identical one are refused; the champion itself may run again."""
-    strict = params.model_copy(update={"evaluation": params.evaluation.model_copy(update={"promote": "better"})})
+def test_a_challenger_must_beat_the_champion_beyond_noise(promote: str, champion: Champion, closed: bool, params: Params, good: Measured) -> None:
+    """A worse and an identical one are refused, a tie unless it is allowed; the champion itself may run again."""
+    strict = params.model_copy(update={"evaluation": params.evaluation.model_copy(update={"promote": promote})})
     assert failed(strict, replace(good, champion=champion)) == ["champion"] * closed
 
 

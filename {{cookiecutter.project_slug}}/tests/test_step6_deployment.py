@@ -127,6 +127,14 @@ def test_any_column_of_any_name_is_exported_and_served(
     assert [a["score"] for a in answers] == pytest.approx(expected[:25], abs=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["parquet", "csv"])
+def test_any_column_of_any_name_is_scored_from_a_file(kind: str, odd_bundle: tuple[Path, Any], odd_table: pa.Table, tmp_path: Path) -> None:
+    source, target = tmp_path / f"rows.{kind}", tmp_path / "scored.parquet"
+    (pq.write_table if kind == "parquet" else pa_csv.write_csv)(odd_table, source)
+    assert score_file(Predictor(odd_bundle[0], tmp_path / "none"), source, target) == 300
+    assert pq.read_table(target).column("score").to_pylist() == pytest.approx(odd_bundle[1], abs=1e-5)
+
+
 def test_every_changed_byte_of_a_small_bundle_is_refused(tmp_path: Path) -> None:
     (tmp_path / MODEL).write_bytes(bytes(range(64)))
     seal(tmp_path, {"version": "1"})
