@@ -1,5 +1,6 @@
 """`adopt` at work: read, infer, measure, say it, and only then write."""
 
+import logging
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table as Shown
 
 from ..params import PATH, SCRATCH, Framing, Input, Params, line_numbers, load
+from ..step1_requirements.checks import StepFailed
 from ..step1_requirements.page import write_text
 from ..step2_framing.contract import as_text
 from ..step3_data.features import QUERY
@@ -24,6 +26,7 @@ from .measure import Measured, best_kind, measure
 from .profile import Column, profile
 from .write import Document, change, features_sql, metric_of, split_by
 
+log = logging.getLogger(__name__)
 SUSPICIOUS = {"binary": 0.9, "multiclass": 0.9, "regression": 0.8}  # score of one column alone that is worth a question
 MEMORY_GB = 1.0  # of DuckDB
 NO_FEATURES = "SELECT row_id FROM moments"
@@ -35,15 +38,25 @@ def adopt(path: Path, asked: Asked, *, day_first: bool = False, encoding: str = 
     Raises:
         StepFailed: when the table cannot be used; nothing is changed then.
     """
+    try:
+        _adopt(path, asked, day_first, encoding, dry_run)
+    except duckdb.Error as error:
+        raise StepFailed(f"{path}: DuckDB cannot go on ({str(error).splitlines()[0]})") from None
+
+
+def _adopt(path: Path, asked: Asked, day_first: bool, encoding: str, dry_run: bool) -> None:
     params, before = load(), PATH.read_text(encoding="utf-8")
     demo, sql = params.data.sample is not None, QUERY.read_text(encoding="utf-8")
     with _scratch() as folder:
         connection = connect(MEMORY_GB, folder / "spill")
+        log.info("adopt: reading %s", path)
         table = open_table(connection, path, folder, encoding)
         asked = resolve(asked, table.names)
+        log.info("adopt: finding out what its %s columns are", len(table.names))
         columns = profile(connection, table, day_first)
         contract = infer(columns, asked, *_relations(connection, table, columns, asked))
         contract.keeps_history = not demo and _statements(sql) != NO_FEATURES
+        log.info("adopt: writing %s rows as Parquet, then trying models on some of them", f"{columns[0].rows:,}")
         raw = folder / "raw.parquet"
         _write_raw(connection, table, columns, contract, raw)
         measured = _measure(connection, params, contract, raw)

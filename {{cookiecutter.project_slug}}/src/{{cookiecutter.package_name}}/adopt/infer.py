@@ -16,11 +16,12 @@ MOST_LABELS = 50  # of a target; more are ids or sentences
 MOST_NUMBERED = 20  # whole numbers that still are labels
 LEAST_ROWS, LEAST_PER_LABEL = 50, 20  # fewer cannot be split three ways
 RARE = 0.1  # share of the rarer label below which accuracy rewards doing nothing
+LARGEST = 1e15  # of a target
 CLOSED = 12  # values of a category that are taken as all there are
 MANY = 50  # values of a category that call for a word
 ACTOR = r"(customer|user|client|patient|account|member|subscriber|card|device|person|player|employee|student)s?[\W_]*(id|key|no|number|uuid)?"
 IDS = re.compile(r"(?i:^unnamed|^(row)?names?$|^id$|[\W_](id|uuid|guid|key|index)$|^(row)?(index|no|number|names|id)$)|[a-z]I[dD]$")
-MOMENT = re.compile(r"date|time|stamp|moment|when|created|opened|ordered|_at$|_on$|^day$|^ts$", re.IGNORECASE)
+MOMENT = re.compile(r"date|time|stamp|moment|when|created|opened|ordered|(^|[\W_])(at|on|ts)$|^day$", re.IGNORECASE)
 NO_MOMENT = re.compile(r"birth|born|\bdob\b|expir|due|until|end|updated|modified", re.IGNORECASE)
 
 
@@ -159,8 +160,14 @@ def _task(target: Column, asked: Asked) -> tuple[Task, Column, dict[Any, int], A
     if task == "regression":
         if not numeric or asked.positive is not None:
             raise StepFailed(f"{name!r} holds {'numbers' if numeric else target.kind}: regression takes numbers, and no --positive")
+        if max(abs(target.low), abs(target.high)) > LARGEST:
+            raise StepFailed(
+                f"{name!r} goes from {target.low:g} to {target.high:g}, too far to be learned from; predict its logarithm, or another unit"
+            )
         return task, target, {}, None
-    if target.kind == "date" or not 0 < len(labels) <= MOST_LABELS:
+    if target.kind == "date":
+        raise StepFailed(f"{name!r} holds dates, which cannot be predicted; predict a number or a label")
+    if not 0 < len(labels) <= MOST_LABELS:
         raise StepFailed(f"{name!r} holds {target.distinct:,} {target.kind}s; more than {MOST_LABELS} are no labels, and regression takes numbers")
     return task, target, labels, _positive(target, asked) if task == "binary" else None
 
@@ -210,6 +217,9 @@ def _say_keys(contract: Contract, columns: Sequence[Column]) -> None:
                 contract.say(column.name, f"{column.rows - column.present:,} rows left out", "they have no event time")
         if column.name == contract.entity:
             contract.say(column.name, "the entity", "it says whose row it is: features.sql can give its history", "framing.entity")
+    dates = [c.name for c in columns if c.kind == "date" and c.name != contract.target.name]
+    if not contract.time and dates:
+        contract.say("(rows)", "not split by time", f"no date is plainly that of the event: {', '.join(map(_quoted, dates[:4]))}", "--time")
 
 
 def _left_out(column: Column, contract: Contract, asked: Asked) -> tuple[str, str] | None:
@@ -236,7 +246,11 @@ def _known_afterwards(
     columns: Sequence[Column], target: Column, gone: Mapping[str, tuple[float, float]], later: Mapping[str, float]
 ) -> dict[str, tuple[str, str]]:
     """Columns that are later than the event, or missing exactly where the target is; with what and why."""
-    found = {n: ("known only afterwards", f"it is later than the event in {share:.0%} of rows") for n, share in later.items() if share > 0.5}
+    found = {
+        n: ("known only afterwards", f"it is later than the event in {share:.0%} of rows; framing.label_time, if the target was known then")
+        for n, share in later.items()
+        if share > 0.5
+    }
     with_target = [n for n, (there, elsewhere) in gone.items() if there > 0.5 and elsewhere < 0.005]
     if target.rows - target.present >= LEAST_PER_LABEL and len(with_target) <= len(columns) / 2:
         for n in with_target:

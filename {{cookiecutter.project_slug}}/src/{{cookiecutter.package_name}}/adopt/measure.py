@@ -1,7 +1,10 @@
 """What only the rows can tell: labels too rare to split, columns that give the target away, the baseline, the kind of model."""
 
+import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Literal
 
 import duckdb
 import numpy as np
@@ -9,13 +12,14 @@ import numpy as np
 from ..params import HIGHER_IS_BETTER, Data, Framing, Model
 from ..step1_requirements.checks import StepFailed
 from ..step2_framing.contract import as_text
-from ..step3_data.encode import classes_of, columns_of, encode, encode_labels
+from ..step3_data.encode import classes_of, columns_of, columns_read, encode, encode_labels
 from ..step3_data.source import in_sql, name, open_events, text
 from ..step3_data.split import PARTS, assign
 from ..step3_data.stage import measure_alone
 from .infer import LEAST_PER_LABEL
 
 MOST_ROWS = 1_000_000  # a table with more is measured on a sample
+KINDS: tuple[Literal["boosting", "linear"], ...] = ("boosting", "linear")
 TRIED_ROWS = 5_000  # rows to learn from when kinds of model are compared
 
 
@@ -105,9 +109,9 @@ def _compare_kinds(connection: duckdb.DuckDBPyConnection, framing: Framing, mode
     from ..step4_model.pipeline import build_pipeline, frame_of
     from ..step4_model.train import scorer_of
 
-    inside, names, parts = in_sql(framing), [i.name for i in framing.inputs], []
+    inside, names, parts = in_sql(framing), columns_read(framing), []
     for part in ("train", "validation"):
-        chosen = ", ".join(f"events.{name(n)}" for n in (*(i.name for i in inside.inputs), inside.target))
+        chosen = ", ".join(f"events.{name(n)}" for n in (*columns_read(inside), inside.target))
         query = f"SELECT {chosen} FROM events JOIN parts USING (row_id) WHERE part = '{part}' ORDER BY hash(row_id) LIMIT {TRIED_ROWS}"
         table = connection.sql(query).to_arrow_table().rename_columns([*names, framing.target])
         frame, labels = frame_of(encode(framing, columns_of(table, names), table.num_rows)), table.column(framing.target).to_pylist()
@@ -119,8 +123,13 @@ def _compare_kinds(connection: duckdb.DuckDBPyConnection, framing: Framing, mode
     if framing.task != "regression" and len(np.unique(y)) < 2:
         return {}
     scorer = scorer_of(framing)
-    fitted = {kind: build_pipeline(framing, model, kind, train).fit(train, y) for kind in ("boosting", "linear")}
-    return {kind: float(scorer(pipeline, validation.iloc[usable], truth)) for kind, pipeline in fitted.items()}
+    scores = {}
+    for kind in KINDS:
+        with suppress(ValueError):  # this kind cannot learn from these values
+            scores[kind] = float(scorer(build_pipeline(framing, model, kind, train).fit(train, y), validation.iloc[usable], truth))
+    if not scores:
+        raise StepFailed("no kind of model can learn from this table; predict another column, or leave some out with --drop")
+    return scores
 
 
 def _repeated(connection: duckdb.DuckDBPyConnection, framing: Framing) -> tuple[int, int]:
@@ -135,7 +144,8 @@ def _repeated(connection: duckdb.DuckDBPyConnection, framing: Framing) -> tuple[
 
 def best_kind(kinds: Mapping[str, float]) -> str:
     """The kind with the higher score; boosting, which needs no scaling and finds thresholds, where they tie."""
-    return "linear" if kinds and kinds["linear"] > kinds["boosting"] + 0.005 * abs(kinds["boosting"]) else "boosting"
+    boosting, linear = (kinds.get(kind, -math.inf) for kind in KINDS)
+    return "linear" if linear > boosting + (0.005 * abs(boosting) if math.isfinite(boosting) else 0) else "boosting"
 
 
 def better_than(baseline: float, metric: str) -> float:

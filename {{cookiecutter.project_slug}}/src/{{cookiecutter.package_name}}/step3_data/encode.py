@@ -18,6 +18,7 @@ from ..step2_framing.contract import as_text, of_kind
 
 MISSING = "(missing)"
 DATE_PARTS = ("hour", "weekday", "day", "month")
+LARGEST = np.float32(1e18)  # numbers beyond are taken for this one: scaling squares them
 WORD = re.compile(r"\w\w+")
 Arrays = dict[str, NDArray[Any]]
 
@@ -54,11 +55,12 @@ def encode(framing: Framing, columns: Mapping[str, Sequence[Any]], rows: int) ->
         if field.kind == "date":
             numbers += _date_parts(framing, field, columns)
         else:
-            numbers.append(np.asarray(columns[field.name], dtype=np.float32))
+            with np.errstate(over="ignore"):
+                numbers.append(np.asarray(columns[field.name], dtype=np.float32))
     strings = [_texts(field, columns[field.name]) for field in string_inputs(framing)]
     arrays: Arrays = {}
     if numbers:
-        arrays["numbers"] = np.column_stack(numbers).astype(np.float32, copy=False)
+        arrays["numbers"] = np.clip(np.column_stack(numbers).astype(np.float32, copy=False), -LARGEST, LARGEST)
     if strings:
         arrays["strings"] = np.empty((rows, len(strings)), dtype=object)
         for index, values in enumerate(strings):

@@ -82,6 +82,7 @@ def _stop_on_bad_rows(checks: list[Check], target: Path) -> None:
 def _write_parts(connection: duckdb.DuckDBPyConnection, framing: Framing, folder: Path) -> None:
     """Copy each part of the split to a Parquet file of row_id, keys, inputs and target."""
     names, columns = (list(_columns(f)) for f in (framing, in_sql(framing)))
+    names[0] = "row_id" if "row_id" not in names[1:] else "row_id of this table"
     history = [i.name for i in inputs_of(in_sql(framing), "history")]
     chosen = ", ".join(f"{'features' if c in history else 'events'}.{name(c)}" for c in columns)
     for part in PARTS:

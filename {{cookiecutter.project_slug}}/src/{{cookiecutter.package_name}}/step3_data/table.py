@@ -19,8 +19,9 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..params import Framing
 from ..step1_requirements.checks import StepFailed
-from .source import text
+from .source import connect, text, write_query
 
 #: What stands for a missing value in a text column whose other values are numbers, dates or booleans.
 MARKERS = ("", "na", "n/a", "#n/a", "nan", "null", "none", "nil", "?", "-", "--", ".", "inf", "+inf", "-inf", "infinity", "-infinity")
@@ -72,6 +73,29 @@ def open_table(connection: duckdb.DuckDBPyConnection, path: Path, folder: Path, 
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise StepFailed(f"{path} cannot be read: {'; '.join(lines[:3]).rstrip('.') or type(error).__name__}") from None
     return Table(_named_apart(names), types, relation, described)
+
+
+def read_as_contract(framing: Framing, path: Path, folder: Path) -> Path:
+    """A table as Parquet in `folder`, its columns of the contract's kinds; what the contract does not name stays text.
+
+    Raises:
+        StepFailed: as `open_table`, and when a value is not of its kind.
+    """
+    connection = connect(1.0, folder / "spill")
+    table = open_table(connection, path, folder)
+    fields = {i.name: i for i in framing.inputs}
+    columns, misfits = [], []
+    for place, (name, sql_type) in enumerate(zip(table.names, table.types, strict=True)):
+        field = fields.get(name)
+        coded = field and any(isinstance(v, int | float) and not isinstance(v, bool) for v in field.values or ())
+        kind, style = ("number" if coded else field.kind, field.format) if field else ("text", "")
+        columns.append(value(f"c{place}", kind, style, sql_type))
+        misfits.append(f"min(c{place}::VARCHAR) FILTER ({is_known(f'c{place}::VARCHAR')} AND {columns[-1]} IS NULL)")
+    for name, misfit in zip(table.names, connection.execute(f"SELECT {', '.join(misfits)} FROM {table.relation}").fetchall()[0], strict=True):
+        if misfit is not None:
+            raise StepFailed(f"{path}: {name} is {misfit!r} in some row, which is no {fields[name].kind}; mend it, or leave it empty")
+    write_query(connection, f"SELECT {', '.join(columns)} FROM {table.relation}", table.names, folder / "typed.parquet")
+    return folder / "typed.parquet"
 
 
 def _named_apart(names: list[str]) -> tuple[str, ...]:
@@ -146,7 +170,7 @@ def _text(connection: duckdb.DuckDBPyConnection, path: Path, folder: Path, encod
         raise StepFailed(f"{path} is empty; it needs a line of column names and rows below it")
     if sum(c < " " and c not in SEPARATORS and c != "\n" for c in head) > len(head) / 100:
         raise StepFailed(f"{path} holds no text, and is not Parquet either; save the table as CSV")
-    names, select, described = _json(connection, head, plain) if _is_json(head) else _csv(head, plain)
+    names, select, described = _json(connection, plain) if _is_json(head) else _csv(head, plain)
     connection.execute(f"COPY ({select}) TO {text(staged)} (FORMAT parquet)")
     plain.unlink()
     return names, f"(SELECT * FROM read_parquet({text(staged)}))", f"{described}, {encoding}"
@@ -171,7 +195,7 @@ def _sniff(head: str) -> tuple[list[str], str, int]:
             names = next(reader, [])
             widths = [len(row) for row in islice(reader, 1000) if row]
             widths = widths[:-1] or widths  # the last row may be cut
-            fits = sum(w == len(names) for w in widths) / max(1, len(widths)) if len(names) > 1 and not names[0].startswith("#") else -skip - 1
+            fits = sum(w == len(names) for w in widths) / max(1, len(widths)) if len(names) > 1 else -skip - 1
             found.append((fits, names, separator, above))
         if max(found, key=lambda f: f[0])[0] > 0.98:
             break
@@ -186,10 +210,11 @@ def _is_json(head: str) -> bool:
         return False
 
 
-def _json(connection: duckdb.DuckDBPyConnection, head: str, plain: Path) -> tuple[list[str], str, str]:
+def _json(connection: duckdb.DuckDBPyConnection, plain: Path) -> tuple[list[str], str, str]:
     rows = f"read_json_objects({text(plain)}, maximum_object_size = 100000000)"
-    names = [row[0] for row in connection.execute(f"SELECT DISTINCT unnest(json_keys(json)) FROM {rows}").fetchall()]
-    names.sort(key=lambda name: (head.find(json.dumps(name, ensure_ascii=False)) % (HEAD + 1), name))
+    first = connection.execute(f"SELECT json_keys(json) FROM {rows} LIMIT 1").fetchall()[0][0]
+    every = sorted(row[0] for row in connection.execute(f"SELECT DISTINCT unnest(json_keys(json)) FROM {rows}").fetchall())
+    names = list(dict.fromkeys([*first, *every]))
     pointers = [text("/" + name.replace("~", "~0").replace("/", "~1")) for name in names]
     return names, f"SELECT {', '.join(f'json->>{p} AS c{i}' for i, p in enumerate(pointers))} FROM {rows}", "JSON Lines"
 

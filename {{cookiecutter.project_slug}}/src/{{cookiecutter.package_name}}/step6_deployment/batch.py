@@ -2,6 +2,7 @@
 
 import logging
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 from ..params import Framing
 from ..step1_requirements.checks import StepFailed
 from ..step3_data.encode import columns_of
+from ..step3_data.table import read_as_contract
 from .predictor import Predictor
 
 BATCH = 50_000
@@ -21,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def score_file(predictor: Predictor, source: Path, target: Path) -> int:
-    """Score a Parquet or CSV file into a Parquet or CSV file, whole or not at all; returns the rows scored.
+    """Score a Parquet, CSV or JSON Lines file into a Parquet or CSV file, whole or not at all; returns the rows scored.
 
     The columns score, decision and model_version are added. History features that the file
     lacks are looked up by entity, as the API does.
@@ -60,22 +62,11 @@ def _score_into(predictor: Predictor, source: Path, partial: Path, kind: str) ->
 
 
 def _tables(source: Path, framing: Framing) -> Iterator[pa.Table]:
-    if source.suffix == ".csv":
-        for batch in pc_csv.open_csv(source, convert_options=_read_as(framing)):
+    """The table in batches; all but Parquet is read as the contract says and not as it looks, so that "007" stays a text."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = source if source.suffix == ".parquet" else read_as_contract(framing, source, Path(folder))
+        for batch in pq.ParquetFile(path).iter_batches(BATCH):
             yield pa.Table.from_batches([batch])
-    else:
-        for batch in pq.ParquetFile(source).iter_batches(BATCH):
-            yield pa.Table.from_batches([batch])
-
-
-def _read_as(framing: Framing) -> pc_csv.ConvertOptions:
-    """How a CSV's columns are read: as the contract says and not as they look, so that "007" stays a text; empty is missing."""
-    types = {framing.entity: pa.string()} if framing.entity else {}
-    for field in framing.inputs:
-        numeric = field.kind == "number" or any(isinstance(v, int | float) and not isinstance(v, bool) for v in field.values or ())
-        kinds = {"boolean": pa.bool_(), "date": pa.timestamp("us")}
-        types[field.name] = pa.float64() if numeric else kinds.get(field.kind, pa.string())
-    return pc_csv.ConvertOptions(column_types=types, null_values=["", "NaN", "nan"], strings_can_be_null=True, quoted_strings_can_be_null=False)
 
 
 def _writer(kind: str, partial: Path, schema: pa.Schema) -> Any:
@@ -98,6 +89,7 @@ def _score(predictor: Predictor, table: pa.Table, source: Path) -> pa.Table:
         columns |= {name: [state.get(name) for state in known] for name in lacking}
     raw = predictor.scores(columns, table.num_rows)
     added = {"score": predictor.main_scores(raw), "decision": predictor.decisions(raw), "model_version": [predictor.version] * table.num_rows}
-    for name, values in added.items():
-        table = table.append_column(name, pa.array(values, pa.float64() if name == "score" else pa.string()))
+    for plain, values in added.items():
+        name = plain if plain not in have else f"predicted {plain}"
+        table = table.append_column(name, pa.array(values, pa.float64() if plain == "score" else pa.string()))
     return table
