@@ -5,6 +5,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 BIN := .venv/bin
 TEMPLATE := {{cookiecutter.project_slug}}
 export UV_LINK_MODE ?= copy
+export UV_COMPILE_BYTECODE ?= 1
 
 .PHONY: help demo test test-fast bench check clean
 .DEFAULT_GOAL := help

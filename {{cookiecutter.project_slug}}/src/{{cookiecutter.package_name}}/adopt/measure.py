@@ -123,7 +123,7 @@ def _compare_kinds(connection: duckdb.DuckDBPyConnection, framing: Framing, mode
     if framing.task != "regression" and len(np.unique(y)) < 2:
         return {}
     scorer = scorer_of(framing)
-    scores = {}
+    scores: dict[str, float] = {}
     for kind in KINDS:
         with suppress(ValueError):  # this kind cannot learn from these values
             scores[kind] = float(scorer(build_pipeline(framing, model, kind, train).fit(train, y), validation.iloc[usable], truth))

@@ -82,12 +82,10 @@ class Link(str):
 def figure(drawing: "Figure", caption: str) -> str:
     """A matplotlib figure as inline SVG with a caption; the same figure gives the same bytes."""
     import matplotlib as mpl
-    from matplotlib import pyplot
 
     buffer = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": "page", "svg.fonttype": "none"}):
         drawing.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
-    pyplot.close(drawing)
     svg = re.sub(r"(?s)^.*?(?=<svg)|<metadata>.*?</metadata>", "", buffer.getvalue())
     return f"<figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
@@ -95,19 +93,16 @@ def figure(drawing: "Figure", caption: str) -> str:
 def axes(width: float = 7.0, height: float = 2.8, columns: int = 1, rows: int = 1) -> tuple["Figure", Any]:
     """An empty figure in the style of the pages, sizes in inches; returns it with its axes."""
     import matplotlib as mpl
-
-    mpl.use("svg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     style: dict[str, Any] = {
         "font.family": "sans-serif", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
         "axes.edgecolor": GREY, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
         "axes.grid": True, "axes.axisbelow": True, "grid.color": "#e4e8ec", "legend.frameon": False,
     }  # fmt: skip
-    rc: Any = pyplot.rcParams
-    rc.update(style)
-    drawing, made = pyplot.subplots(rows, columns, figsize=(width, height), layout="constrained")
-    return drawing, made
+    with mpl.rc_context(style):
+        drawing = Figure(figsize=(width, height), layout="constrained")
+        return drawing, drawing.subplots(rows, columns)
 
 
 def write_text(path: Path, text: str) -> None:
