@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from {{ cookiecutter.package_name }}.params import Params, ParamsError, Target, load
 from {{ cookiecutter.package_name }}.step1_requirements.checks import Check, check_bound, load_verdict
-from {{ cookiecutter.package_name }}.step1_requirements.document import requirements_document, traceability
 from {{ cookiecutter.package_name }}.step1_requirements.page import whole_folder, write_text
+from {{ cookiecutter.package_name }}.step1_requirements.stage import requirements_document, traceability
 
 Changed = Callable[[dict[str, Any]], Params]
 

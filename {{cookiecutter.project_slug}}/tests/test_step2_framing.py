@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from {{ cookiecutter.package_name }}.params import Answer, Framing, Input, Questions
 from {{ cookiecutter.package_name }}.step2_framing.contract import as_text, json_schema, raw_columns
-from {{ cookiecutter.package_name }}.step2_framing.decision import decide
+from {{ cookiecutter.package_name }}.step2_framing.stage import decide
 from {{ cookiecutter.package_name }}.step6_deployment.schema import request_adapter
 
 NAMES = tuple(Questions.model_fields)

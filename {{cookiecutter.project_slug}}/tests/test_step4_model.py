@@ -14,8 +14,7 @@ from {{ cookiecutter.package_name }}.step3_data.encode import columns_of, encode
 from {{ cookiecutter.package_name }}.step4_model.pipeline import Estimator, build_pipeline, frame_of, predict
 from {{ cookiecutter.package_name }}.step4_model.tracking import CHALLENGER, Run, open_tracker
 from {{ cookiecutter.package_name }}.step4_model.train import Part, classes_in, data_version, fit, read, read_part
-from {{ cookiecutter.package_name }}.step5_evaluation.compare import lead
-from {{ cookiecutter.package_name }}.step5_evaluation.metrics import answers_of, bootstrap, resample
+from {{ cookiecutter.package_name }}.step5_evaluation.metrics import answers_of, bootstrap, lead, resample
 
 ROWS = 800
 

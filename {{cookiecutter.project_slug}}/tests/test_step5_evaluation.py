@@ -13,12 +13,10 @@ from sklearn import metrics as sk
 
 from {{ cookiecutter.package_name }}.params import HIGHER_IS_BETTER, METRICS_OF, Experiment, Params, Slices, Target, Threshold
 from {{ cookiecutter.package_name }}.step1_requirements.checks import StepFailed, load_verdict
-from {{ cookiecutter.package_name }}.step5_evaluation.compare import lead
 from {{ cookiecutter.package_name }}.step5_evaluation.experiment import analyse, design
 from {{ cookiecutter.package_name }}.step5_evaluation.gate import Champion, Measured, gate
-from {{ cookiecutter.package_name }}.step5_evaluation.metrics import Answers, Estimate, answers_of, bootstrap, interval, measure, resample
+from {{ cookiecutter.package_name }}.step5_evaluation.metrics import Answers, Estimate, answers_of, bootstrap, choose_threshold, interval, lead, measure, resample
 from {{ cookiecutter.package_name }}.step5_evaluation.slices import measure_slices, protected_gap, worst_drop
-from {{ cookiecutter.package_name }}.step5_evaluation.threshold import choose_threshold
 
 RNG = np.random.default_rng(0)
 LABELS, NOISE = RNG.integers(0, 2, 500), RNG.normal(size=500)

@@ -47,7 +47,7 @@ for _step in STEPS:
 @app.command()
 def run() -> None:
     """All seven steps with `dvc repro`: what is up to date is skipped, a closed gate stops."""
-    from .summary import summarize
+    from .step1_requirements.stage import summarize
 
     params = load()
     if not Path(params.data.raw).exists():
@@ -60,7 +60,7 @@ def run() -> None:
 @app.command()
 def report() -> None:
     """The table of steps, reports/index.html and reports/traceability.md from what has run."""
-    from .summary import summarize
+    from .step1_requirements.stage import summarize
 
     summarize(load())
 

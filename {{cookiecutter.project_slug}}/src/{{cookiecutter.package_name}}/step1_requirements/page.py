@@ -95,7 +95,7 @@ def axes(width: float = 7.0, height: float = 2.8, columns: int = 1, rows: int = 
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    style: dict[str, Any] = {
+    style: Any = {
         "font.family": "sans-serif", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
         "axes.edgecolor": GREY, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
         "axes.grid": True, "axes.axisbelow": True, "grid.color": "#e4e8ec", "legend.frameon": False,

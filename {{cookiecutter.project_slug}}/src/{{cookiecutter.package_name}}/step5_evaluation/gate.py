@@ -71,7 +71,7 @@ def _lift(requirements: Requirements, framing: Framing, measured: Measured) -> C
     """What the model adds over the better baseline, judged by the low end of its interval against 0 and by its value against the requirement."""
     name = f"{framing.metric} over the {measured.baseline} baseline, {measured.lift}"
     mend = "The model adds too little: check labels and features, or use the rules."
-    if (measured.lift.low or 0) <= 0:
+    if not (measured.lift.low or 0) > 0:  # NaN is not above 0 either
         return check_that("lift_over_baseline", name, False, f"{measured.lift.value:.6g}", "above 0 beyond noise", mend)
     return check_bound("lift_over_baseline", name, measured.lift.value, at_least=requirements.lift_over_baseline, mend=mend)
 

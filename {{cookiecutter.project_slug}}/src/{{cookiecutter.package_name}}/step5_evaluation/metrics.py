@@ -1,4 +1,4 @@
-"""The metrics of each task, and intervals for them by the bootstrap (Efron and Tibshirani 1993)."""
+"""The metrics of each task, intervals for them by the bootstrap (Efron and Tibshirani 1993), and the decision threshold."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from sklearn import metrics as sk
+
+from ..params import HIGHER_IS_BETTER, Threshold
 
 Array = NDArray[Any]
 BINS = 10
@@ -145,3 +147,40 @@ def interval(value: float, samples: Array, confidence: float) -> Estimate:
 def _share(w: Array, part: Array, whole: Array) -> float:
     total = float(w[whole].sum())
     return float(w[part].sum()) / total if total else 0.0
+
+
+def lead(metric: str, ours: Answers, theirs: Answers, our_samples: Array, resamples: Array, confidence: float) -> Estimate:
+    """How much better `ours` is than `theirs` in `metric`, above 0 is better, with a paired bootstrap interval.
+
+    `our_samples` is the metric of `ours` on each of the resamples.
+    """
+    sign = 1 if HIGHER_IS_BETTER[metric] else -1
+    samples = sign * (our_samples - bootstrap([metric], theirs, resamples)[metric])
+    return interval(sign * (measure(metric, ours) - measure(metric, theirs)), samples, confidence)
+
+
+def choose_threshold(rule: Threshold, labels: Array, scores: Array) -> float:
+    """The score at and above which the answer is yes.
+
+    cost: the cheapest threshold. precision: the lowest that keeps it, so recall is highest.
+    recall: the highest that keeps it, so precision is highest. When a promise cannot be
+    kept, the threshold that comes closest.
+    """
+    order = np.argsort(-scores, kind="stable")
+    caught, flagged = np.cumsum(labels[order] == 1), np.arange(1, len(labels) + 1)
+    last = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))  # a threshold cannot part equal scores
+    caught, flagged, candidates = caught[last], flagged[last], scores[order][last]
+    positives = max(1, int((labels == 1).sum()))
+    precision, recall = caught / flagged, caught / positives
+    if rule.by == "cost":
+        cost = (flagged - caught) * rule.false_positive_usd + (positives - caught) * rule.false_negative_usd
+        best = int(np.argmin(cost))
+        if positives * rule.false_negative_usd < cost[best]:  # never to say yes is cheaper
+            return float(max((candidates[0] + 1) / 2, np.nextafter(candidates[0], 2)))
+    elif rule.by == "precision":
+        kept = np.flatnonzero(precision >= rule.at_least)
+        best = int(kept[-1]) if len(kept) else int(np.argmax(precision))
+    else:
+        best = int(np.argmax(recall >= rule.at_least)) if recall[-1] >= rule.at_least else len(recall) - 1
+    below = candidates[best + 1] if best + 1 < len(candidates) else 0.0
+    return float((candidates[best] + below) / 2)  # half way to the next score, so that rounding decides nothing

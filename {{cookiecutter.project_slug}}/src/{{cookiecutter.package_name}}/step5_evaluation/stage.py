@@ -2,24 +2,28 @@
 
 import json
 import logging
+import tempfile
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
 
 from ..params import CANDIDATE, HIGHER_IS_BETTER, METRICS, METRICS_OF, PREPARED, REPORTS, SCRATCH, Framing, Params
 from ..step1_requirements.checks import STEPS, Check, raise_if_failed, save_verdict
 from ..step1_requirements.page import whole_folder, write_text
+from ..step3_data.encode import columns_of, columns_read, encode
 from ..step3_data.source import connect
 from ..step3_data.split import check_split
-from ..step4_model.pipeline import predict
-from ..step4_model.tracking import CHAMPION, open_tracker
+from ..step4_model.pipeline import frame_of, predict
+from ..step4_model.tracking import CHAMPION, Tracker, open_tracker
 from ..step4_model.train import Part, Trained, read, read_part
-from .compare import compare_champion, lead
 from .experiment import design
-from .gate import Measured, gate
-from .metrics import Answers, Estimate, answers_of, bootstrap, interval, measure, resample
+from .gate import Champion, Measured, gate
+from .metrics import Answers, Array, Estimate, answers_of, bootstrap, choose_threshold, interval, lead, measure, resample
 from .report import evaluation_page, model_card
 from .slices import measure_slices
-from .threshold import choose_threshold
 
 RESULT = "evaluation.json"
 log = logging.getLogger(__name__)
@@ -75,7 +79,7 @@ def _measure(params: Params, trained: Trained, test: Part, answers: Answers, thr
     nearest = max(baselines, key=lambda name: sign * measure(framing.metric, baselines[name]))
     lift = lead(framing.metric, answers, baselines[nearest], samples[framing.metric], resamples, evaluation.confidence)
     tracker = open_tracker()
-    champion = compare_champion(framing, tracker, tracker.version_of(CHAMPION), version, PREPARED / "test.parquet",
+    champion = _champion(framing, tracker, tracker.version_of(CHAMPION), version, PREPARED / "test.parquet",
                                 trained.classes, answers, threshold, samples[framing.metric], resamples, evaluation.confidence)  # fmt: skip
     return Measured(metrics, lift, nearest, measure_slices(evaluation.slices, test.rows, answers), champion, threshold)
 
@@ -90,3 +94,29 @@ def _result(framing: Framing, measured: Measured, trained: Trained, version: dic
         "metrics": {name: asdict(e) for name, e in measured.metrics.items()},
         "checks": [asdict(c) for c in checks],
     }
+
+
+def _champion(framing: Framing, tracker: Tracker, version: str | None, challenger: str, test: Path,
+                     classes: list[str], ours: Answers, threshold: float | None, our_samples: Array, resamples: Array,
+                     confidence: float) -> Champion:  # fmt: skip
+    """The challenger against the registry's champion on the same test rows."""
+    if version is None or version == challenger:
+        return Champion(version, itself=version is not None)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            files = tracker.fetch(version, Path(folder))
+            their_framing = Framing.model_validate_json((files / "framing.json").read_text(encoding="utf-8"))
+            trained = read(files / "model.joblib")
+        except Exception as error:  # an old champion may fail to load in any way
+            return Champion(version, why_not=f"champion {version} cannot be loaded here ({error})")
+    table = pq.read_table(test)
+    unlike = [i.name for i in their_framing.inputs if i.name not in table.column_names]
+    if unlike or (their_framing.task, their_framing.target) != (framing.task, framing.target):
+        return Champion(version, why_not=f"champion {version} was made for another contract ({', '.join(unlike) or their_framing.target})")
+    if trained.classes != classes:
+        return Champion(version, why_not=f"champion {version} knows other labels ({', '.join(trained.classes)})")
+    frame = frame_of(encode(their_framing, columns_of(table, columns_read(their_framing)), table.num_rows))
+    predictions = predict(framing, trained.model, frame)
+    theirs = answers_of(framing.task, ours.labels, predictions, threshold)
+    identical = bool(np.allclose(theirs.scores, ours.scores, rtol=0, atol=1e-9))
+    return Champion(version, lead(framing.metric, ours, theirs, our_samples, resamples, confidence), identical)
