@@ -35,7 +35,7 @@ INSTALLED = """
     sqlalchemy alembic ruamel ruamel_yaml joblib typer click rich yaml pyyaml matplotlib prometheus_client filelock
     pytest _pytest hypothesis httpx requests ruff mypy importlinter import_linter grimp xdist pytest_xdist cruft
     cookiecutter jinja2 setuptools pip hatchling uv uv_build wheel packaging attr attrs jsonschema evidently xgboost
-    charset_normalizer lightgbm wandb torch tqdm typing_extensions pandas_stubs types_pyyaml pre_commit
+    charset_normalizer psycopg psycopg_binary schemathesis lightgbm wandb torch tqdm typing_extensions pandas_stubs types_pyyaml pre_commit
     """
 TAKEN = {*INSTALLED.split()}
 

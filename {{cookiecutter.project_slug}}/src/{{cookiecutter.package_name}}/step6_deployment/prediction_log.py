@@ -1,7 +1,7 @@
 """The prediction log: what was asked and answered, and the labels that came later.
 
-SQLite in WAL mode, written in batches by a thread of its own: requests never wait for the disk,
-a crash loses at most the last flush interval, and the file is never corrupt.
+SQLite in WAL mode, or PostgreSQL where the path is a URL. A thread of its own writes in batches: requests
+never wait for the disk, `kill -9` loses at most the last flush interval, and the file is never corrupt.
 """
 
 import logging
@@ -9,26 +9,41 @@ import sqlite3
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any, NamedTuple
 
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS predictions (
-    prediction_id TEXT PRIMARY KEY, at TEXT NOT NULL, model_version TEXT NOT NULL, fallback INTEGER NOT NULL,
-    inputs TEXT NOT NULL, score REAL NOT NULL, decision TEXT) WITHOUT ROWID;
+from ..step1_requirements.checks import StepFailed
+
+COLUMNS = {  # more may come, at the end: readers name the columns that they want
+    "prediction_id": "TEXT NOT NULL",
+    "at": "TEXT NOT NULL",  # ISO 8601, UTC
+    "model_version": "TEXT NOT NULL",
+    "fallback": "BOOLEAN NOT NULL",
+    "inputs": "TEXT NOT NULL",  # JSON
+    "score": "DOUBLE PRECISION NOT NULL",
+    "decision": "TEXT",  # the label that the score leads to, also where `review` was answered
+    "threshold": "DOUBLE PRECISION",
+    "role": "TEXT NOT NULL DEFAULT 'champion'",  # or canary, fallback; a shadow was computed and not answered
+    "review": "BOOLEAN NOT NULL DEFAULT FALSE",  # answered `review`: a person decides
+    "entity": "TEXT",  # hashed where it is personal
+}
+SCHEMA = f"""
+CREATE TABLE IF NOT EXISTS predictions ({", ".join(f"{n} {k}" for n, k in COLUMNS.items())}, PRIMARY KEY (prediction_id, role));
 CREATE INDEX IF NOT EXISTS predictions_at ON predictions (at);
-CREATE TABLE IF NOT EXISTS labels (
-    prediction_id TEXT NOT NULL, at TEXT NOT NULL, label TEXT NOT NULL);
-CREATE INDEX IF NOT EXISTS labels_id ON labels (prediction_id);
+CREATE TABLE IF NOT EXISTS labels (prediction_id TEXT NOT NULL, at TEXT NOT NULL, label TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS labels_id ON labels (prediction_id)
 """
-INSERT_PREDICTION = "INSERT OR IGNORE INTO predictions VALUES (?, ?, ?, ?, ?, ?, ?)"
+# What waits for a person: verdicts come back as labels, through the same feedback as all others.
+QUEUE = "review_queue AS SELECT * FROM predictions WHERE review AND role <> 'shadow' AND prediction_id NOT IN (SELECT prediction_id FROM labels)"
+INSERT_PREDICTION = f"INSERT INTO predictions ({', '.join(COLUMNS)}) VALUES ({', '.join('?' for _ in COLUMNS)}) ON CONFLICT DO NOTHING"
 INSERT_LABEL = "INSERT INTO labels VALUES (?, ?, ?)"
+ITS_OWN_FAULT = {"IntegrityError", "DataError"}  # of one row, and not of disk or server
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Logged:
-    """One answered prediction; `at` is ISO 8601 in UTC, `inputs` is JSON."""
+class Logged(NamedTuple):
+    """One prediction, as COLUMNS has it."""
 
     prediction_id: str
     at: str
@@ -37,22 +52,26 @@ class Logged:
     inputs: str
     score: float
     decision: str | None
+    threshold: float | None = None
+    role: str = "champion"
+    review: bool = False
+    entity: str | None = None
 
 
 class PredictionLog:
-    """Takes predictions and labels from requests and writes them to disk in the background."""
+    """Takes predictions and labels from requests and writes them in the background."""
 
-    def __init__(self, path: Path, flush_seconds: float, most: int, on_drop: Callable[[int], None] = lambda _: None) -> None:
-        """Open or create the log; `on_drop` hears of entries that found the queue full or the disk failing."""
-        self.path, self.flush_seconds, self.most, self.on_drop = path, flush_seconds, most, on_drop
-        self.waiting: deque[tuple[str, tuple[object, ...]]] = deque()
+    def __init__(self, path: Path | str, flush_seconds: float, most: int, on_drop: Callable[[int], None] = lambda _: None) -> None:
+        """Open or create the log; `on_drop` hears of entries that found the queue full or could not be written at the end."""
+        self.path, self.flush_seconds, self.most, self.on_drop = str(path), flush_seconds, most, on_drop
+        self.waiting: deque[tuple[str, Sequence[Any]]] = deque()
         self.stopping, self.failing = threading.Event(), False
         self.writer = threading.Thread(target=self._write_until_stopped, name="prediction-log", daemon=True)
         self.writer.start()
 
     def add(self, predictions: Sequence[Logged]) -> None:
         """Queue predictions; never blocks."""
-        self._queue([(INSERT_PREDICTION, (p.prediction_id, p.at, p.model_version, p.fallback, p.inputs, p.score, p.decision)) for p in predictions])
+        self._queue([(INSERT_PREDICTION, p) for p in predictions])
 
     def add_labels(self, labels: Sequence[tuple[str, str, str]]) -> None:
         """Queue labels as (prediction id, ISO time, label)."""
@@ -63,50 +82,112 @@ class PredictionLog:
         self.stopping.set()
         self.writer.join(timeout=10)
 
-    def _queue(self, entries: list[tuple[str, tuple[object, ...]]]) -> None:
+    def _queue(self, entries: list[tuple[str, Sequence[Any]]]) -> None:
         room = max(0, self.most - len(self.waiting))
         self.waiting.extend(entries[:room])
         if len(entries) > room:
             self.on_drop(len(entries) - room)
 
     def _write_until_stopped(self) -> None:
-        connection: sqlite3.Connection | None = None
-        while True:
+        connection: Any = None
+        last = False
+        while not last:
             last = self.stopping.wait(self.flush_seconds)
+            batch = [self.waiting.popleft() for _ in range(len(self.waiting))]
             try:
                 connection = connection or open_log(self.path)
-                self._flush(connection)
+                self._write(connection, batch)
                 if self.failing:
-                    log.warning("prediction log: %s can be written again", self.path)
+                    log.warning("prediction log: %s can be written again", _shown(self.path))
                 self.failing = False
-            except (sqlite3.Error, OSError) as error:
+            except Exception as error:  # a full or read-only disk, a server that is away: whatever it is, answers go on
+                self.waiting.extendleft(reversed(batch))
                 if not self.failing:
-                    log.error("prediction log: %s cannot be written (%s); serving goes on without it", self.path, error)
+                    log.error("prediction log: %s cannot be written (%s); serving goes on without it", _shown(self.path), error)
                 self.failing = True
-            if last:
-                break
+                with suppress(Exception):
+                    connection.close()
+                connection = None
         if connection:
             connection.close()
         if self.waiting:
             self.on_drop(len(self.waiting))
 
-    def _flush(self, connection: sqlite3.Connection) -> None:
-        """Write what is waiting in one transaction; on failure it goes on waiting."""
-        batch = [self.waiting[i] for i in range(len(self.waiting))]
-        if not batch:
-            return
-        with connection:
-            for statement in (INSERT_PREDICTION, INSERT_LABEL):
-                connection.executemany(statement, [values for what, values in batch if what == statement])
-        for _ in batch:
-            self.waiting.popleft()
+    def _write(self, connection: Any, batch: list[tuple[str, Sequence[Any]]]) -> None:
+        """One transaction; a row that no table takes is left out and counted, and holds up no other."""
+        try:
+            with closing(connection.cursor()) as cursor:
+                for statement in (INSERT_PREDICTION, INSERT_LABEL):
+                    if rows := [values for what, values in batch if what == statement]:
+                        cursor.executemany(_in(self.path, statement), rows)
+            connection.commit()
+        except Exception as error:
+            connection.rollback()
+            if not ITS_OWN_FAULT & {kind.__name__ for kind in type(error).__mro__}:
+                raise
+            if len(batch) > 1:
+                for entry in batch:
+                    self._write(connection, [entry])
+            else:
+                log.error("prediction log: an entry was refused (%s)", type(error).__name__)
+                self.on_drop(1)
 
 
-def open_log(path: Path) -> sqlite3.Connection:
-    """A connection to the log, made if it is not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    connection = sqlite3.connect(path, timeout=5, check_same_thread=False)
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = NORMAL")
-    connection.executescript(SCHEMA)
+def open_log(path: Path | str) -> Any:
+    """A DB-API connection to the log, made if it is not there, with columns that an older one lacks."""
+    if server := _is_url(path):
+        connection = _psycopg().connect(str(path), connect_timeout=5)
+    else:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(path, timeout=5, check_same_thread=False)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+    with closing(connection.cursor()) as cursor:
+        for statement in SCHEMA.split(";"):
+            cursor.execute(statement)
+        there = {column[0] for column in cursor.execute("SELECT * FROM predictions LIMIT 0").description}
+        for name in COLUMNS.keys() - there:
+            cursor.execute(f"ALTER TABLE predictions ADD COLUMN {name} {COLUMNS[name]}")
+        cursor.execute(f"CREATE OR REPLACE VIEW {QUEUE}" if server else f"CREATE VIEW IF NOT EXISTS {QUEUE}")
+    connection.commit()
     return connection
+
+
+def ask_log(path: Path | str, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+    """The rows of a query (with ? for values) on the log, wherever it is.
+
+    Raises:
+        StepFailed: when there is no log, or it cannot be read.
+    """
+    try:
+        if not _is_url(path) and not Path(path).exists():
+            raise StepFailed(f"there is no prediction log at {path}; `serve` writes it once it is asked")
+        uri = f"{Path(path).absolute().as_uri()}?mode=ro"
+        with closing(_psycopg().connect(str(path)) if _is_url(path) else sqlite3.connect(uri, uri=True, timeout=5)) as connection:
+            rows: list[tuple[Any, ...]] = connection.cursor().execute(_in(path, query), tuple(values)).fetchall()
+            return rows
+    except StepFailed:
+        raise
+    except Exception as error:
+        raise StepFailed(f"the prediction log {_shown(path)} cannot be read: {error}") from None
+
+
+def _is_url(path: Path | str) -> bool:
+    return str(path).startswith(("postgresql://", "postgres://"))
+
+
+def _in(path: Path | str, statement: str) -> str:
+    return statement.replace("?", "%s") if _is_url(path) else statement
+
+
+def _shown(path: Path | str) -> str:
+    """The path without a password."""
+    return str(path).rpartition("@")[2] if _is_url(path) else str(path)
+
+
+def _psycopg() -> Any:
+    try:
+        import psycopg
+    except ImportError:
+        raise StepFailed("a prediction log on PostgreSQL needs psycopg: install this project with its extra `postgres`") from None
+    return psycopg

@@ -69,7 +69,7 @@ def create_app(bundle: Path, online: Path, settings: Deployment, *, fallback_all
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        answerer.log = PredictionLog(Path(settings.log.path), settings.log.flush_seconds, settings.log.queue, metrics.dropped.inc)
+        answerer.log = PredictionLog(settings.log.path, settings.log.flush_seconds, settings.log.queue, metrics.dropped.inc)
         yield
         answerer.log.close()
 
@@ -176,9 +176,9 @@ class Answerer:
             if warnings := self._look(record):
                 prediction["warnings"] = warnings
             predictions.append(prediction)
-            logged.append(
-                Logged(prediction_id, at, predictor.version, predictor.fallback, json.dumps(record, default=str, ensure_ascii=False), score, decision)
-            )
+            inputs, role = json.dumps(record, default=str, ensure_ascii=False), "fallback" if predictor.fallback else "champion"
+            row = Logged(prediction_id, at, predictor.version, predictor.fallback, inputs, score, decision, predictor.threshold, role)
+            logged.append(row)
             self.metrics.decisions[decision].inc()
             self.metrics.score.observe(score)
         self.log.add(logged)

@@ -61,7 +61,7 @@ def _window(path: Path, since: datetime) -> tuple[dict[str, list[Any]], int]:
     if not path.exists():
         raise StepFailed(f"monitor: there is no prediction log at {path}; `serve` writes it once it is asked")
     with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5)) as store:
-        rows = store.execute("SELECT inputs, score FROM predictions WHERE at >= ? ORDER BY at", (since.isoformat(),)).fetchall()
+        rows = store.execute("SELECT inputs, score FROM predictions WHERE at >= ? AND role <> 'shadow' ORDER BY at", (since.isoformat(),)).fetchall()
         labels = store.execute(
             "SELECT count(DISTINCT prediction_id) FROM labels JOIN predictions USING (prediction_id) WHERE predictions.at >= ?", (since.isoformat(),)
         ).fetchone()[0]
