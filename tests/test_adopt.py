@@ -259,17 +259,27 @@ def test_again_changes_only_what_the_flags_change(fresh: adopting.Project, tmp_p
     assert Path("params.yaml.bak").read_text(encoding="utf-8") == mine
 
 
-def test_your_own_features_stay(fresh: adopting.Project, tmp_path: Path) -> None:
-    table = str(write_csv(tmp_path / "t.csv", with_columns(noise(), customer_id=lambda i, _: i % 50, at=lambda i, _: f"2024-01-{i % 28 + 1:02}")))
+MINE = """SELECT moments.row_id, count(past.at) AS visits, max(past.at) AS last_seen
+FROM moments LEFT JOIN events AS past ON past.customer_id = moments.customer_id AND past.at < moments.at GROUP BY moments.row_id
+"""
+
+
+def test_your_own_features_stay_and_reach_the_online_table(fresh: adopting.Project, tmp_path: Path) -> None:
+    """A date among them too, as text that the one transform reads."""
+    visits = with_columns(noise(), customer_id=lambda i, _: i % 50, at=lambda i, _: f"2024-01-{i % 28 + 1:02}")
+    table = str(write_csv(tmp_path / "t.csv", visits))
     assert fresh.adopt(table, "--target", "y").code == 0
-    fresh.query.write_text("SELECT row_id, 1.0 AS one FROM moments\n", encoding="utf-8")
+    fresh.query.write_text(MINE, encoding="utf-8")
     params = Path("params.yaml")
-    text = params.read_text(encoding="utf-8").replace("  inputs:\n", "  inputs:\n    - {name: one, kind: number, from: history}\n")
-    params.write_text(text, encoding="utf-8")
+    mine = "  inputs:\n    - {name: visits, kind: number, from: history}\n    - {name: last_seen, kind: date, from: history, max_missing: 1}\n"
+    params.write_text(params.read_text(encoding="utf-8").replace("  inputs:\n", mine), encoding="utf-8")
     assert fresh.adopt(table, "--target", "y", "--drop", "colour").code == 0
-    assert fresh.query.read_text(encoding="utf-8") == "SELECT row_id, 1.0 AS one FROM moments\n"
-    assert [i.name for i in fresh.params.load().framing.inputs if i.origin == "history"] == ["one"]
-    assert fresh.run() == [] or "evaluation" in fresh.run()[0]
+    assert fresh.query.read_text(encoding="utf-8") == MINE
+    assert [i.name for i in fresh.params.load().framing.inputs if i.origin == "history"] == ["visits", "last_seen"]
+    assert not [s for s in fresh.run() if "evaluation" not in s]
+    assert fresh.module("step3_data.features").refresh_online(fresh.params.load()) == 50
+    online = fresh.module("step6_deployment.predictor").OnlineTable(fresh.params.ONLINE)
+    assert online.features("7") == {"visits": 3, "last_seen": "2024-01-24T00:00:00"}
 
 
 # ---- made-up tables -------------------------------------------------------------------------------

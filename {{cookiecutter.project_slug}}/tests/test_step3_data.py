@@ -16,12 +16,10 @@ from {{ cookiecutter.package_name }}.params import SCRATCH, Framing, Input, Para
 from {{ cookiecutter.package_name }}.step1_requirements.checks import StepFailed, load_verdict
 from {{ cookiecutter.package_name }}.step2_framing.contract import inputs_of
 from {{ cookiecutter.package_name }}.step3_data.encode import classes_of, columns_of, columns_read, encode, encode_labels, number_names
-from {{ cookiecutter.package_name }}.step3_data.features import QUERY, build, check_point_in_time
-from {{ cookiecutter.package_name }}.step3_data.leaks import check_alone, scores_alone
-from {{ cookiecutter.package_name }}.step3_data.online import materialize
+from {{ cookiecutter.package_name }}.step3_data.features import QUERY, build, check_point_in_time, materialize
 from {{ cookiecutter.package_name }}.step3_data.source import connect, name, open_events
 from {{ cookiecutter.package_name }}.step3_data.split import PARTS, assign, check_split
-from {{ cookiecutter.package_name }}.step3_data.validation import check_rows
+from {{ cookiecutter.package_name }}.step3_data.validation import check_alone, check_rows, scores_alone
 from {{ cookiecutter.package_name }}.step6_deployment.predictor import OnlineTable
 
 Store = duckdb.DuckDBPyConnection
@@ -156,7 +154,7 @@ def test_too_many_nulls_are_refused_with_their_share(odd: Framing, odd_table: pa
 def rows_checked(odd: Framing, table: pa.Table, column: str, values: pa.Array, folder: Path) -> list[Any]:
     """The checks of a table with one column replaced."""
     pq.write_table(table.set_column(table.column_names.index(column), column, values), folder / "rows.parquet")
-    return check_rows([folder / "rows.parquet"], odd.inputs, 10, "values")
+    return check_rows([path := folder / "rows.parquet"], path, odd.inputs, 10, "values")
 
 
 def test_a_missing_column_is_refused_by_name(params: Params, odd: Framing, odd_table: pa.Table, tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def experiment(results: Annotated[Path, typer.Argument(help="CSV with the column
 @app.command()
 def materialize() -> None:
     """Refresh the online table that the API looks entities up in, without retraining."""
-    from .step3_data.online import refresh_online
+    from .step3_data.features import refresh_online
 
     typer.echo(f"{ONLINE}: {refresh_online(load()):,} entities")
 

@@ -15,7 +15,7 @@ from ..step2_framing.contract import as_text
 from ..step3_data.encode import classes_of, columns_of, columns_read, encode, encode_labels
 from ..step3_data.source import in_sql, name, open_events, text
 from ..step3_data.split import PARTS, assign
-from ..step3_data.stage import measure_alone
+from ..step3_data.validation import measure_alone
 from .infer import LEAST_PER_LABEL
 
 MOST_ROWS = 1_000_000  # a table with more is measured on a sample

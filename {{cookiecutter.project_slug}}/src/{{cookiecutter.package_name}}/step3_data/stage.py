@@ -10,16 +10,13 @@ from ..params import PREPARED, REPORTS, SCRATCH, Framing, Input, Params
 from ..step1_requirements.checks import STEPS, Check, StepFailed, checks_section, raise_if_failed, save_verdict
 from ..step1_requirements.page import page, whole_folder, write_text
 from ..step2_framing.contract import inputs_of
-from .encode import columns_of
 from .features import QUERY, build, check_point_in_time
-from .leaks import check_alone, scores_alone
 from .report import data_page
 from .source import connect, in_sql, name, open_events, text, write_query
 from .split import PARTS, assign, check_split
-from .validation import check_rows
+from .validation import check_alone, check_rows, measure_alone
 
 log = logging.getLogger(__name__)
-SAMPLE_ROWS = 50_000  # rows behind the score of single columns
 
 
 def run(params: Params) -> None:
@@ -32,7 +29,7 @@ def run(params: Params) -> None:
     connection, inside = connect(data.memory_gb, SCRATCH), in_sql(framing)
     open_events(connection, data, framing)
     log.info("data: validating %s", data.raw)
-    checks = check_rows([Path(data.raw)], _raw_fields(framing), data.rows_listed, "raw values")
+    checks = check_rows([raw := Path(data.raw)], raw, _raw_fields(framing), data.rows_listed, "raw values")
     _stop_on_bad_rows(checks, target)
     query = QUERY.read_text(encoding="utf-8")
     log.info("data: computing history as of each event, then again with the future hidden")
@@ -43,7 +40,7 @@ def run(params: Params) -> None:
     with whole_folder(PREPARED) as folder:
         _write_parts(connection, framing, folder)
         files = [folder / f"{part}.parquet" for part in PARTS]
-        checks += check_rows(files, inputs_of(framing, "history"), data.rows_listed, "history values")
+        checks += check_rows(files, raw, inputs_of(framing, "history"), data.rows_listed, "history values")
         checks += check_split(connection, framing, data.split, folder)
         alone = measure_alone(connection, framing, "train")
         checks.append(check_alone(alone, data.leak_limit))
@@ -53,14 +50,6 @@ def run(params: Params) -> None:
             write_text(report / "index.html", data_page(connection, framing, counts, checks, alone))
             save_verdict("data", checks, report)
         raise_if_failed("data", checks, target / "index.html")
-
-
-def measure_alone(connection: duckdb.DuckDBPyConnection, framing: Framing, rows: str) -> dict[str, float]:
-    """The score of every input alone, by name, on SAMPLE_ROWS of the rows of a view or of a query in brackets."""
-    inside, names = in_sql(framing), [i.name for i in framing.inputs]
-    sample = connection.sql(f"SELECT * FROM {rows} ORDER BY hash(row_id) LIMIT {SAMPLE_ROWS}").to_arrow_table()
-    scores = scores_alone(inside, columns_of(sample, [i.name for i in inside.inputs]), sample.column(inside.target).to_pylist())
-    return dict(zip(names, scores.values(), strict=True))
 
 
 def _raw_fields(framing: Framing) -> list[Input]:

@@ -16,7 +16,7 @@ from ..params import BUNDLE, CANDIDATE, ONLINE, PREPARED, REPORTS, SCRATCH, Para
 from ..step1_requirements.checks import STEPS, Check, StepFailed, check_bound, check_that, checks_section, raise_if_failed, save_verdict
 from ..step1_requirements.page import BLUE, RED, axes, figure, page, paragraph, section, table, whole_folder, write_text
 from ..step2_framing.contract import as_text, inputs_of
-from ..step3_data.online import refresh_online
+from ..step3_data.features import refresh_online
 from ..step4_model.pipeline import predict
 from ..step4_model.tracking import CHAMPION, open_tracker
 from ..step4_model.train import Part, Trained, read, read_part
