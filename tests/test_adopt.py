@@ -285,11 +285,15 @@ def test_your_own_features_stay_and_reach_the_online_table(fresh: adopting.Proje
 # ---- made-up tables -------------------------------------------------------------------------------
 
 NAMES = [
-    "a b", "a.b", "a/b", "f(x)", "1st", "class", "select", "Straße", "名前", "Age", "age", "AGE", "row_id", "Part", "score", "decision", "records", "t",
-    'say "hi"', "it's", "a,b", "a;b", "[x]", "{y}", "$a$b", "a\\b", "#c", "-", "%d", "null", "true", "on", "no", "12", "1e5", "a: b", "a #b", "* x", "& y",
-    "prediction_id", "model_version", "target", "y", "self", "x'; DROP TABLE t; --", "🙂", "very " * 20 + "long", "<b>", "[red]", "@psi", "_", "__init__",
+    "a b", "a.b", "a/b", "f(x)", "1st", "class", "select", "Straße", "名前", "Age", "age", "AGE", "row_id", "Part", "score", "decision",
+    "records", "t", 'say "hi"', "it's", "a,b", "a;b", "[x]", "{y}", "$a$b", "a\\b", "#c", "-", "%d", "null", "true", "on", "no", "12", "1e5",
+    "a: b", "a #b", "* x", "& y", "prediction_id", "model_version", "target", "y", "self", "x'; DROP TABLE t; --", "🙂", "very " * 20 + "long",
+    "<b>", "[red]", "@psi", "_", "__init__",
 ]  # fmt: skip
-VALUES = ["yes", "no", "Yes", "on", "null", "NA", "None", "?", "-", "a,b", 'q"q', "two\nlines", " pad ", "é", "日本", "🙂", "0", "00", "1e5", "true", "{x}", "[1]", "'"]
+VALUES = [
+    "yes", "no", "Yes", "on", "null", "NA", "None", "?", "-", "a,b", 'q"q', "two\nlines", " pad ", "é", "日本", "🙂", "0", "00", "1e5", "true",
+    "{x}", "[1]", "'",
+]  # fmt: skip
 KINDS: dict[str, Callable[[np.random.Generator, int], Any]] = {
     "small whole": lambda r, n: r.integers(0, 4, n),
     "whole": lambda r, n: r.integers(-(10**6), 10**6, n),
@@ -300,8 +304,8 @@ KINDS: dict[str, Callable[[np.random.Generator, int], Any]] = {
     "two": lambda r, n: r.choice(r.choice(VALUES, 2, replace=False), n),
     "codes": lambda r, n: [f"{v:05}" for v in r.integers(0, 30, n)],
     "text": lambda r, n: [" ".join(r.choice([*VALUES, "lorem", "ipsum", "dolor"], r.integers(0, 12))) for _ in range(n)],
-    "ISO date": lambda r, n: [f"20{a:02}-{b:02}-{c:02}T{d:02}:00:00Z" for a, b, c, d in zip(*(r.integers(1, m, n) for m in (30, 13, 28, 24)), strict=True)],
-    "US date": lambda r, n: [f"{b}/{c}/19{a}" for a, b, c in zip(*(r.integers(10, m, n) for m in (99, 13, 28)), strict=True)],
+    "ISO date": lambda r, n: [f"20{a:02}-{b:02}-{c:02}T{d:02}:00:00Z" for a, b, c, d in r.integers(1, (30, 13, 28, 24), (n, 4))],
+    "US date": lambda r, n: [f"{b}/{c}/19{a}" for a, b, c in r.integers(10, (99, 13, 28), (n, 3))],
     "constant": lambda _, n: ["same"] * n,
     "index": lambda _, n: range(n),
     "empty": lambda _, n: [""] * n,
