@@ -92,15 +92,17 @@ class Project:
 
 
 @contextlib.contextmanager
-def imported(bake_into: Callable[..., Path], where: Path) -> Iterator[Project]:
-    """A bake whose package can be imported and whose folder is the current one; pictures are composed but not drawn."""
+def imported(bake_into: Callable[..., Path], where: Path, *, full: bool = False) -> Iterator[Project]:
+    """A bake whose package can be imported and whose folder is the current one; unless `full`, models are small and pictures not drawn."""
     folder = bake_into(where, project_name="Adopted", package_name=PACKAGE, tracking="files")
-    quick(folder / "params.yaml")
+    if not full:
+        quick(folder / "params.yaml")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder / "src"))
         patch.chdir(folder)
         project = Project(folder)
-        patch.setattr("matplotlib.figure.Figure.savefig", lambda _, file, **__: file.write("<svg/>"))
+        if not full:
+            patch.setattr("matplotlib.figure.Figure.savefig", lambda _, file, **__: file.write("<svg/>"))
         try:
             yield project
         finally:

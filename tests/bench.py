@@ -1,4 +1,8 @@
-"""How long things take, as ratios, because absolute times differ between machines. Run with `make bench`."""
+"""How long things take, as ratios, because absolute times differ between machines. Run with `make bench`.
+
+`python tests/bench.py adopt 1000000 10000000` instead adopts tables of so many rows and 20 columns, as CSV and as Parquet, and takes
+them to data/prepared; it prints seconds and the most memory of each command. Ten million rows need 12 GB of disk on the way.
+"""
 
 import os
 import shutil
@@ -7,8 +11,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from time import perf_counter
+
+import duckdb
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -57,8 +64,52 @@ def bake_ratio(scratch: Path, template: Path) -> tuple[float, float]:
     return ours, theirs
 
 
+LARGE = """SELECT i AS transaction, TIMESTAMP '2024-01-01' + INTERVAL (i * 3) SECOND AS happened, 'c' || hash(i) % 100000 AS customer,
+    CASE hash(i, 1) % 4 WHEN 0 THEN 'north' WHEN 1 THEN 'east' WHEN 2 THEN 'south' ELSE 'west' END AS region, hash(i, 2) % 900 + 100 AS shop,
+    hash(i, 3) % 2 = 0 AS online, round(random() * 500, 2) AS amount, hash(i, 4) % 80 + 18 AS age, {}, CASE WHEN random() < 0.02 + 0.1 *
+    (hash(i, 1) % 4 = 0)::INT + 0.1 * (hash(i, 4) % 80 > 60)::INT THEN 'yes' ELSE 'no' END AS churned FROM range({}) AS r(i)"""
+
+
+def large_table(path: Path, rows: int) -> None:
+    """Twenty columns: a key, a time, an entity, categories, a boolean, numbers with gaps, and a target that some of them tell."""
+    others = ", ".join(f"CASE WHEN random() < 0.95 THEN round(random() * {10 ** (n % 5)}, {n % 4}) END AS measure_{n}" for n in range(11))
+    connection = duckdb.connect(config={"memory_limit": "1GB", "temp_directory": str(path.parent / "spill"), "preserve_insertion_order": False})
+    connection.execute(f"COPY ({LARGE.format(others, rows)}) TO '{path}' (FORMAT {path.suffix[1:]}{', HEADER' * (path.suffix == '.csv')})")
+
+
+def measured(folder: Path, *command: str) -> tuple[float, float]:
+    """Seconds of a command, and the most memory it held, in GB."""
+    start = perf_counter()
+    child = subprocess.Popen(command, cwd=folder, env=os.environ | {"PYTHONPATH": str(folder / "src")}, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(child.pid, 0)
+    if status:
+        raise SystemExit(f"{' '.join(command)} failed in {folder}")
+    return perf_counter() - start, usage.ru_maxrss / 1e6
+
+
+def adopt_large(sizes: list[int]) -> None:
+    """Print what adopting large tables takes."""
+    for kind in ("parquet", "csv"):
+        for rows in sizes:
+            with tempfile.TemporaryDirectory() as folder:
+                scratch = Path(folder)
+                large_table(scratch / f"large.{kind}", rows)
+                shell(scratch, str(BIN / "cookiecutter"), "--no-input", "-o", folder, str(clean_copy(scratch / "template")), "tracking=files")
+                project = scratch / "fraud-detection"
+                shell(project, "git", "init", "--quiet")
+                verb = (sys.executable, "-m", "fraud_detection")
+                figures = [measured(project, *verb, "adopt", str(scratch / f"large.{kind}"), "--target", "churned")]
+                (scratch / f"large.{kind}").unlink()
+                figures += [measured(project, *verb, step) for step in ("requirements", "framing", "data")][-1:]
+                said = ", ".join(f"{name} {s:6.1f} s, {gb:.2f} GB" for name, (s, gb) in zip(("adopt", "data"), figures, strict=True))
+                print(f"{kind:<8} {rows:>10,} rows: {said}", flush=True)
+
+
 def main() -> None:
     """Print the table."""
+    if sys.argv[1:2] == ["adopt"]:
+        adopt_large([int(n) for n in sys.argv[2:]])
+        return
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         template = clean_copy(scratch / "template")
@@ -73,7 +124,7 @@ def main() -> None:
         run = seconds(lambda: shell(project, sys.executable, "-m", package, "run", source=source))
         again = seconds(lambda: shell(project, sys.executable, "-m", package, "run", source=source), 3)
         steps = {
-            v: seconds(lambda v=v: shell(project, sys.executable, "-m", package, v, source=source))
+            v: seconds(partial(shell, project, sys.executable, "-m", package, v, source=source))
             for v in verbs
             if v not in ("evaluation", "deployment")
         }

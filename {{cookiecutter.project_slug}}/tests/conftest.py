@@ -197,7 +197,16 @@ def odd(framing: Framing) -> Framing:
         Input(name="it's ok; --", kind="boolean", max_missing=0.5),
         Input(name="sold on", kind="date", max_missing=0.5),
     )
-    keys = {"entity": "[group]", "time": None, "label_time": None, "target": "y?", "task": "binary", "positive": "yes", "metric": "roc_auc"}
+    keys = {
+        "entity": "[group]",
+        "time": None,
+        "label_time": None,
+        "target": "y?",
+        "task": "binary",
+        "positive": "yes",
+        "labels": None,
+        "metric": "roc_auc",
+    }
     return framing.model_copy(update={"inputs": inputs, **keys})
 
 

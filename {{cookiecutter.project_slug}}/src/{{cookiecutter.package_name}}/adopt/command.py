@@ -150,9 +150,8 @@ def _judge(contract: Contract, measured: Measured, asked: Asked, limit: float) -
         contract.say("(rows)", "kept", f"{measured.duplicates:,} rows repeat the inputs of another{several}", "data.split")
     if any(i["kind"] == "text" for i in contract.inputs) and measured.kinds:
         kind, tried = best_kind(measured.kinds), ", ".join(f"{k} {abs(v):.3f}" for k, v in measured.kinds.items())
-        contract.say(
-            "(text)", f"model.kind is {kind}", f"{'the words decide' if kind == 'linear' else 'the other columns decide'}: {tried}", "model.kind"
-        )
+        why = "many words weigh together" if kind == "linear" else "a few words or the other columns decide"
+        contract.say("(text)", f"model.kind is {kind}", f"{why}: {tried}", "model.kind")
 
 
 def _show(contract: Contract, table: Table, rows: int, text: str) -> None:

@@ -19,6 +19,7 @@ RARE = 0.1  # share of the rarer label below which accuracy rewards doing nothin
 LARGEST = 1e15  # of a target
 CLOSED = 12  # values of a category that are taken as all there are
 MANY = 50  # values of a category that call for a word
+MOSTLY = 0.5  # share of missing values that calls for a word
 ACTOR = r"(customer|user|client|patient|account|member|subscriber|card|device|person|player|employee|student)s?[\W_]*(id|key|no|number|uuid)?"
 IDS = re.compile(r"(?i:^unnamed|^(row)?names?$|^id$|[\W_](id|uuid|guid|key|index)$|^(row)?(index|no|number|names|id)$)|[a-z]I[dD]$")
 MOMENT = re.compile(r"date|time|stamp|moment|when|created|opened|ordered|(^|[\W_])(at|on|ts)$|^day$", re.IGNORECASE)
@@ -231,7 +232,7 @@ def _left_out(column: Column, contract: Contract, asked: Asked) -> tuple[str, st
         (c.name == contract.entity, "an identity", lambda: "knowing who it is does not help with anybody new"),
         (not c.present, "empty", lambda: "no row has a value"),
         (c.distinct == 1 and not c.missing, "constant", lambda: f"always {_quoted(next(iter(c.counts)))}"),
-        (c.increasing and c.present == c.rows, "an index", lambda: "whole numbers that count the rows"),
+        (c.increasing and c.present == c.rows, "an index", lambda: "whole numbers that grow from row to row"),
         (c.unique > 0.95 and a_code, "an id", lambda: f"{c.distinct:,} different values in {c.present:,} rows say which row it is, and no more"),
     )
     return next(((what, why()) for holds, what, why in reasons if holds), None)
@@ -276,6 +277,8 @@ def _input(column: Column, contract: Contract) -> dict[str, Any]:
         contract.say(c.name, f"read as {c.style}", "no day above 12 tells which comes first", "--day-first")
     elif kind == "text":
         contract.say(c.name, "kept as free text", f"{c.words:.0f} words on average", place)
+    if c.missing > MOSTLY:
+        contract.say(c.name, "kept", f"missing in {c.missing:.0%} of the rows", f"--drop {_quoted(c.name)}")
     if c.missing and c.name != contract.time:
         made["max_missing"] = min(1.0, round(c.missing * 1.2 + 0.05, 2))
     return made | ({"format": c.style} if c.style else {})

@@ -9,8 +9,9 @@ import duckdb
 
 from ..step3_data.table import DATES, NUMBERS, Table, is_known, natural_kind, value
 
-SAMPLE_ROWS = 2_000  # rows that rule kinds out; what they leave is proved on all rows
+SAMPLE_ROWS = 500  # rows that rule kinds out; what they leave is proved on all rows
 EXACT_ROWS = 200_000  # the first rows, in which distinct values are counted exactly
+AT_ONCE = 40  # columns measured in one scan
 FEW = 100  # distinct values that are listed
 Candidates = dict[int, list[tuple[str, str]]]  # by column: kind and style
 KINDS = [("boolean", ""), ("date", "yearmonthday"), ("number", ""), ("date", ""), *(("number", s) for s in NUMBERS), *(("date", s) for s in DATES)]
@@ -96,9 +97,12 @@ def _figures(sql: str, kind: str) -> list[str]:
 
 
 def _per_column(connection: duckdb.DuckDBPyConnection, relation: str, wanted: Sequence[Sequence[str]]) -> list[tuple[Any, ...]]:
-    """Aggregates of all columns in one scan, handed back column by column."""
-    flat = iter(connection.execute(f"SELECT {', '.join(e for column in wanted for e in column)} FROM {relation}").fetchall()[0])
-    return [tuple(next(flat) for _ in column) for column in wanted]
+    """Aggregates of some columns per scan, so that wide tables stay in memory; handed back column by column."""
+    found: list[tuple[Any, ...]] = []
+    for some in (wanted[i : i + AT_ONCE] for i in range(0, len(wanted), AT_ONCE)):
+        flat = iter(connection.execute(f"SELECT {', '.join(e for column in some for e in column)} FROM {relation}").fetchall()[0])
+        found += [tuple(next(flat) for _ in column) for column in some]
+    return found
 
 
 def _counts(connection: duckdb.DuckDBPyConnection, table: Table, sql: str) -> dict[Any, int]:

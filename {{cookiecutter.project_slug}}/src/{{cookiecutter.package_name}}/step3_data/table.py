@@ -25,8 +25,8 @@ from .source import connect, text, write_query
 
 #: What stands for a missing value in a text column whose other values are numbers, dates or booleans.
 MARKERS = ("", "na", "n/a", "#n/a", "nan", "null", "none", "nil", "?", "-", "--", ".", "inf", "+inf", "-inf", "infinity", "-infinity")
-#: How text holds a number or a date, the `format` of an input; "" is 1234.5 and ISO 8601.
-NUMBERS = {"1,234.5": (",", "."), "1.234,5": (".", ",")}
+#: How text holds a number (with a currency or a percent sign, too) or a date, the `format` of an input; "" is 1234.5 and ISO 8601.
+NUMBERS = {"1,234.5": (",", "."), "1.234,5": (".", ","), "$1,234.5": (",", "."), "1.234,5 €": (".", ",")}
 DATES = {
     "month/day/year": ("%m/%d/%y", "%m/%d/%Y"),
     "day/month/year": ("%d/%m/%y", "%d/%m/%Y"),
@@ -40,6 +40,7 @@ SEPARATORS = (",", ";", "\t", "|", ":", "~", "^", "\x01", " ")
 UNPACK: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe\x00\x00": "utf-32", b"\x00\x00\xfe\xff": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 HEAD = 1 << 20  # characters that say how a text is laid out
+LONGEST = 1 << 25  # bytes of a row
 LONG_FILE = 50_000_000  # bytes from which progress is shown
 
 ISO_DAY = r"^\d{4}-\d{1,2}-\d{1,2}"
@@ -72,11 +73,13 @@ def open_table(connection: duckdb.DuckDBPyConnection, path: Path, folder: Path, 
     except (duckdb.Error, pa.ArrowException, csv.Error, OSError, EOFError, zlib.error, lzma.LZMAError, LookupError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise StepFailed(f"{path} cannot be read: {'; '.join(lines[:3]).rstrip('.') or type(error).__name__}") from None
+    if all(re.fullmatch(r"[+-]?[\d.,]+", n) for n in names):
+        raise StepFailed(f"{path} has no column names: its first line is {', '.join(names[:8])}; put a line of names above it")
     return Table(_named_apart(names), types, relation, described)
 
 
 def read_as_contract(framing: Framing, path: Path, folder: Path) -> Path:
-    """A table as Parquet in `folder`, its columns of the contract's kinds; what the contract does not name stays text.
+    """A table as Parquet in `folder`, its columns of the contract's kinds; what the contract does not name stays as it is.
 
     Raises:
         StepFailed: as `open_table`, and when a value is not of its kind.
@@ -90,6 +93,8 @@ def read_as_contract(framing: Framing, path: Path, folder: Path) -> Path:
         coded = field and any(isinstance(v, int | float) and not isinstance(v, bool) for v in field.values or ())
         kind, style = ("number" if coded else field.kind, field.format) if field else ("text", "")
         columns.append(value(f"c{place}", kind, style, sql_type))
+        if kind == "date" and style:  # ISO dates are never mistaken
+            columns[-1] = f"coalesce({columns[-1]}, {value(f'CAST(c{place} AS VARCHAR)', 'date')})"
         misfits.append(f"min(c{place}::VARCHAR) FILTER ({is_known(f'c{place}::VARCHAR')} AND {columns[-1]} IS NULL)")
     for name, misfit in zip(table.names, connection.execute(f"SELECT {', '.join(misfits)} FROM {table.relation}").fetchall()[0], strict=True):
         if misfit is not None:
@@ -119,10 +124,11 @@ def value(column: str, kind: str, style: str = "", sql_type: str = "VARCHAR") ->
         if kind == "boolean":
             return f"CASE lower({known}) WHEN 'true' THEN true WHEN 'false' THEN false END"
         return f"CASE WHEN {known} <> '' THEN {column} END"
-    if kind == natural_kind(sql_type):
+    natural = natural_kind(sql_type)
+    if natural != "text" and kind in (natural, "category", "text"):
+        as_kind = f"{column}::{'DOUBLE' if kind == 'number' else 'TIMESTAMP'}"
         whole = sql_type in ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "BOOLEAN")
-        return column if whole else f"CASE WHEN isfinite({column}::{'DOUBLE' if kind == 'number' else 'TIMESTAMP'}) THEN " + (
-            f"{column}::{'DOUBLE' if kind == 'number' else 'TIMESTAMP'} END")  # fmt: skip
+        return column if whole or kind != natural else f"CASE WHEN isfinite({as_kind}) THEN {as_kind} END"
     return value(f"CAST({column} AS VARCHAR)", kind, style)
 
 
@@ -140,6 +146,8 @@ def is_known(column: str) -> str:
 
 def _number(known: str, style: str) -> str:
     thousands, decimal = NUMBERS.get(style, ("", "."))
+    if style[:1] == "$" or style[-1:] == "€":
+        known = rf"regexp_replace({known}, '^([+-]?)[$€£¥]\s?|\s?[$€£¥%]$', '\1', 'g')"
     plain = f"replace(replace({known}, {text(thousands)}, ''), {text(decimal)}, '.')" if style else known
     digits = r"0|[1-9]\d*" + (r"|\d{1,3}(?:[" + thousands + r"]\d{3})+" if style else "")  # a leading zero makes a code
     shape = rf"[+-]?(?:(?:{digits})(?:[{decimal}]\d*)?|[{decimal}]\d+)(?:[eE][+-]?\d+)?"
@@ -151,7 +159,9 @@ def _date(known: str, style: str) -> str:
     if not style:
         return f"CASE WHEN regexp_matches({known}, '{ISO_DAY}') THEN TRY_CAST({known} AS TIMESTAMPTZ)::TIMESTAMP END"
     patterns = ", ".join(text(day + clock) for day in DATES[style] for clock in CLOCKS)
-    return rf"try_strptime(regexp_replace({known}, '^(\w+)[-./](\w+)[-./]', '\1/\2/'), [{patterns}])"
+    shape = r"^\d{8}" if style == "yearmonthday" else r"^\w+[-./ ]\w+[-./, ]+\d"  # trying patterns is slow
+    plain = rf"regexp_replace({known}, '^(\w+)[-./](\w+)[-./]', '\1/\2/')"
+    return f"CASE WHEN regexp_matches({known}, {text(shape)}) THEN try_strptime({plain}, [{patterns}]) END"
 
 
 def _parquet(path: Path) -> tuple[list[str], str, str]:
@@ -180,7 +190,9 @@ def _csv(head: str, plain: Path) -> tuple[list[str], str, str]:
     names, separator, skip = _sniff(head)
     escape = "\\" if re.search(r'[^\\"]\\"[^,;\t|\n]', head) else '"'
     columns = {f"c{i}": "VARCHAR" for i in range(len(names))}
-    options = f"delim = {text(separator)}, quote = '\"', escape = {text(escape)}, new_line = '\\n', max_line_size = 100000000"
+    options = (
+        f"delim = {text(separator)}, quote = '\"', escape = {text(escape)}, new_line = '\\n', max_line_size = {LONGEST}, buffer_size = {LONGEST}"
+    )
     select = f"SELECT * FROM read_csv({text(plain)}, auto_detect = false, header = true, skip = {skip}, {options}, columns = {columns})"
     return names, select, f"CSV, separator {separator!r}"
 
@@ -211,7 +223,7 @@ def _is_json(head: str) -> bool:
 
 
 def _json(connection: duckdb.DuckDBPyConnection, plain: Path) -> tuple[list[str], str, str]:
-    rows = f"read_json_objects({text(plain)}, maximum_object_size = 100000000)"
+    rows = f"read_json_objects({text(plain)}, maximum_object_size = {LONGEST})"
     first = connection.execute(f"SELECT json_keys(json) FROM {rows} LIMIT 1").fetchall()[0][0]
     every = sorted(row[0] for row in connection.execute(f"SELECT DISTINCT unnest(json_keys(json)) FROM {rows}").fetchall())
     names = list(dict.fromkeys([*first, *every]))

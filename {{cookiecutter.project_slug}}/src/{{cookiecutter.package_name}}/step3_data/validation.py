@@ -117,6 +117,8 @@ def scores_alone(framing: Framing, columns: dict[str, Sequence[Any]], target: Se
         bins = _bins(field, columns[field.name], half)
         measure = _r_squared if framing.task == "regression" else _auc
         values = [measure(t[~half], _bin_means(bins, t, half)[~half]) for t in targets]
+        if framing.task == "regression" and len(np.unique(bins)) > 1:  # few rows a bin say little: a straight line through all of them says more
+            values = [max(*values, float(np.corrcoef(bins, ranks)[0, 1] ** 2))]
         scores[field.name] = float(np.nanmean(values)) if not np.all(np.isnan(values)) else 0.5
     return scores
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv as pc_csv
 import pyarrow.parquet as pq
 
@@ -62,10 +61,9 @@ def _score_into(predictor: Predictor, source: Path, partial: Path, kind: str) ->
 
 
 def _tables(source: Path, framing: Framing) -> Iterator[pa.Table]:
-    """The table in batches; all but Parquet is read as the contract says and not as it looks, so that "007" stays a text."""
+    """The table in batches, read as the contract says and not as it looks, so that "007" stays a text and a duration is a number."""
     with tempfile.TemporaryDirectory() as folder:
-        path = source if source.suffix == ".parquet" else read_as_contract(framing, source, Path(folder))
-        for batch in pq.ParquetFile(path).iter_batches(BATCH):
+        for batch in pq.ParquetFile(read_as_contract(framing, source, Path(folder))).iter_batches(BATCH):
             yield pa.Table.from_batches([batch])
 
 
@@ -78,9 +76,6 @@ def _score(predictor: Predictor, table: pa.Table, source: Path) -> pa.Table:
     missing = [n for n in predictor.names if n not in have and n not in predictor.history]
     if missing:
         raise StepFailed(f"score: {source} has no column {missing[0]!r}; the contract needs it (reports/2-framing/input_schema.json)")
-    for field in predictor.framing.inputs:
-        if field.kind == "date" and field.name in have:
-            table = table.set_column(have.index(field.name), field.name, pc.cast(table.column(field.name), pa.timestamp("us")))
     columns = columns_of(table, [n for n in predictor.names if n in have])
     lacking = [n for n in predictor.history if n not in have]
     if lacking:
