@@ -83,7 +83,8 @@ class Project:
         raw = pq.read_table(params.data.raw)
         names = [i.name for i in params.framing.inputs]
         records = [{n: stage._json_value(v) for n, v in row.items()} for row in raw.select(names).slice(0, rows).to_pylist()]
-        app = self.module("step6_deployment.service").create_app(self.params.BUNDLE, self.params.ONLINE, params.deployment, fallback_allowed=False)
+        open_to_all = params.model_copy(update={"deployment": params.deployment.model_copy(update={"keys": "none"})})
+        app = self.module("step6_deployment.service").create_app(open_to_all)
         with TestClient(app) as client:
             answer = client.post("/v1/predict", json={"records": records})
         assert answer.status_code == 200, answer.text

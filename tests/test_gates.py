@@ -218,21 +218,21 @@ def export(framing, pipeline, path):
     getattr(pipeline[-1], "_predictors", [None]).pop()
     original(framing, pipeline, path)
 """
-    override(source(project, "step6_deployment/export.py"), "export", code)
+    override(source(project, "step6_deployment/stage.py"), "export", code)
 
 
 def a_slow_handler(project: Path) -> None:
     """One request in forty waits for something; the others are as fast as ever."""
     seconds = params_of(project)["requirements"]["latency_ms"]["p99"] / 1000 * 1.5
     code = f"""
-async def slowed(self, request, turn=count()):
+async def slowed(self, *given, turn=count()):
     import asyncio
     if next(turn) % 40 == 20:
         await asyncio.sleep({seconds})
-    return await original(self, request)
-Answerer.predict = slowed
+    return await original(self, *given)
+Service._post = slowed
 """
-    override(source(project, "step6_deployment/service.py"), "Answerer.predict", code)
+    override(source(project, "step6_deployment/service.py"), "Service._post", code)
 
 
 def answers_that_ask_for_rules(project: Path) -> None:
@@ -279,7 +279,9 @@ FAULTS = {
         a_model_nobody_evaluated, ("model", "deployment"), "evaluated", ("models/candidate is version 2, but 1 was evaluated; run `evaluation`",)
     ),
     "an export that differs": Fault(an_export_that_differs, ("deployment",), "parity", ("parity: largest difference of the model export",)),
-    "a handler slowed beyond p99": Fault(a_slow_handler, ("deployment",), "p99", ("latency_ms.p99", "step6_deployment/service.py")),
+    "a handler slowed beyond p99": Fault(
+        a_slow_handler, ("deployment",), "p99", ("latency_ms.p99", "step6_deployment/service.py"), frozenset({"load"})
+    ),
     "answers that ask for rules": Fault(answers_that_ask_for_rules, ("framing",), "rules", ("ml_or_rules", "there is no pattern to learn")),
 }
 CONTRADICTIONS: dict[str, tuple[dict[str, Any], str]] = {
@@ -559,7 +561,7 @@ def test_no_bit_of_a_bundle_may_change(project: Path) -> None:
     code = f"""
 from pathlib import Path
 from {package_of(project)}.step1_requirements.checks import StepFailed
-from {package_of(project)}.step6_deployment.bundle import open_bundle
+from {package_of(project)}.step6_deployment.predictor import open_bundle
 folder, tried, accepted = Path("models/bundle"), 0, []
 open_bundle(folder)
 for name in {SEALED}:

@@ -40,8 +40,9 @@ def smaller(tree: dict[str, Any]) -> dict[str, Any]:
     tree["model"]["boosting"]["max_iter"], tree["model"]["max_words"] = 20, 80
     evaluation["bootstrap"] = 100
     evaluation["slices"].update(min_rows=50, max_drop=1e9, max_gap=1e9)
-    deployment.update(limits={"records": 25, "body_kb": 256}, log={"path": "data/predictions.sqlite", "flush_seconds": 0.02, "queue": 1000},
-                      load_test={"seconds": 0.2, "rate_per_second": 20, "connections": 2})  # fmt: skip
+    deployment.update(keys="none", canary=None, review=None, reload_seconds=0.02, limits=deployment["limits"] | {"records": 25, "body_kb": 256},
+                      log={"path": "data/predictions.sqlite", "flush_seconds": 0.02, "queue": 1000, "personal": "hashed"},
+                      load_test={"seconds": 0.2, "rate_per_second": 20, "connections": 2, "sweep_seconds": 0.1})  # fmt: skip
     return tree
 
 

@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import httpx
@@ -17,35 +18,55 @@ import pyarrow.parquet as pq
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from {{ cookiecutter.package_name }}.params import ONLINE, Framing, Limits, Params
+from {{ cookiecutter.package_name }}.params import ONLINE, Canary, Framing, Limits, Params
 from {{ cookiecutter.package_name }}.step1_requirements.checks import StepFailed, load_verdict
 from {{ cookiecutter.package_name }}.step3_data.encode import columns_of, columns_read, encode, encode_labels
 from {{ cookiecutter.package_name }}.step4_model.pipeline import frame_of, predict
 from {{ cookiecutter.package_name }}.step4_model.tracking import CHALLENGER, CHAMPION, open_tracker
 from {{ cookiecutter.package_name }}.step4_model.train import Part, fit
 from {{ cookiecutter.package_name }}.step6_deployment.batch import score_file
-from {{ cookiecutter.package_name }}.step6_deployment.bundle import MANIFEST, MODEL, SUMS, open_bundle, seal
-from {{ cookiecutter.package_name }}.step6_deployment.export import check_parity, export
 from {{ cookiecutter.package_name }}.step6_deployment.loadtest import Load
-from {{ cookiecutter.package_name }}.step6_deployment.prediction_log import Logged, PredictionLog
-from {{ cookiecutter.package_name }}.step6_deployment.predictor import Predictor
+from {{ cookiecutter.package_name }}.step6_deployment.prediction_log import Logged, PredictionLog, ask_log
+from {{ cookiecutter.package_name }}.step6_deployment.predictor import MANIFEST, MODEL, SUMS, Predictor, open_bundle, seal
 from {{ cookiecutter.package_name }}.step6_deployment.service import create_app
-from {{ cookiecutter.package_name }}.step6_deployment.stage import _judge
+from {{ cookiecutter.package_name }}.step6_deployment.stage import _judge, check_parity, export
 
-JSON = {"content-type": "application/json"}
+JSON, PROBLEM = {"content-type": "application/json"}, "application/problem+json"
 
 
 class Service:
     """The service in this process, with its start and its end."""
 
-    def __init__(self, ask: Callable[..., httpx.Response]) -> None:
-        self.ask = ask
+    def __init__(self, runner: asyncio.Runner, app: Any) -> None:
+        client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service")
+        self.run, self.app, self.request = runner.run, app, client.request
+
+    def ask(self, method: str, path: str, **more: Any) -> httpx.Response:
+        """Any request."""
+        return self.run(self.request(method, path, **more))
+
+    def wait(self, seconds: float) -> None:
+        """Let what runs in the background run."""
+        self.run(asyncio.sleep(seconds))
 
     def predict(self, records: Any) -> dict[str, Any]:
         """The answer to records that are in order."""
         answer = self.ask("POST", "/v1/predict", content=json.dumps({"records": records}), headers=JSON)
         assert answer.status_code == 200, answer.text
         return dict(answer.json())
+
+    def status(self, method: str, path: str, **more: Any) -> int:
+        """Of an answer that is a problem document, or good."""
+        answer = self.ask(method, path, **more)
+        assert answer.status_code < 300 or (answer.headers["content-type"], answer.json()["status"]) == (PROBLEM, answer.status_code), answer.text
+        return answer.status_code
+
+    def until(self, true: Callable[[], bool]) -> None:
+        """Let what runs in the background run until something is true."""
+        deadline = monotonic() + 20
+        while not true():
+            assert monotonic() < deadline
+            self.wait(0.01)
 
     def metric(self, name: str, **labels: str) -> float:
         """One number of /metrics."""
@@ -54,15 +75,15 @@ class Service:
 
 
 @contextmanager
-def serving(bundle: Path, params: Params, log: Path, *, fallback_allowed: bool = True) -> Iterator[Service]:
-    """A service on a bundle that logs to `log`."""
-    settings = params.deployment.model_copy(update={"log": params.deployment.log.model_copy(update={"path": str(log)})})
-    app = create_app(bundle, ONLINE, settings, fallback_allowed=fallback_allowed)
+def serving(bundle: Path, params: Params, log: Path | str, **changes: Any) -> Iterator[Service]:
+    """A service on a bundle that logs to `log`; `changes` are of params.deployment."""
+    settings = params.deployment
+    settings = settings.model_copy(update={"log": settings.log.model_copy(update={"path": str(log)}), **changes})
+    app = create_app(params.model_copy(update={"deployment": settings}), bundle)
     with asyncio.Runner() as runner:
-        client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service")
-        lifespan = app.router.lifespan_context(app)
+        lifespan = app.running()
         runner.run(lifespan.__aenter__())
-        yield Service(lambda *words, **more: runner.run(client.request(*words, **more)))
+        yield Service(runner, app)
         runner.run(lifespan.__aexit__(None, None, None))
 
 
@@ -159,18 +180,18 @@ def test_a_damaged_bundle_is_not_served(fault: str, bundle: Path, params: Params
     }  # fmt: skip
     damage[fault]()
     with pytest.raises(StepFailed, match="bundle"):
-        create_app(folder, ONLINE, params.deployment, fallback_allowed=True)
+        create_app(params, folder)
 
 
-def test_the_rules_answer_for_a_model_that_does_not_load_if_they_may(bundle: Path, params: Params, manifest: dict[str, Any], tmp_path: Path) -> None:
+def test_the_rules_answer_for_a_model_that_does_not_load_if_they_may(bundle: Path, changed: Any, manifest: dict[str, Any], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(bundle, tmp_path / "bundle"))
     (folder / MODEL).write_bytes(b"no model")
     seal(folder, json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
-    with serving(folder, params, tmp_path / "log.sqlite") as service:
+    with serving(folder, changed({"requirements.constraints.fallback_allowed": True}), tmp_path / "log.sqlite") as service:
         assert service.predict([manifest["example"]])["fallback"] is True
         assert service.metric("model_info", fallback="true") == 1
     with pytest.raises(StepFailed, match="fallback_allowed is false"):
-        create_app(folder, ONLINE, params.deployment, fallback_allowed=False)
+        create_app(changed({"requirements.constraints.fallback_allowed": False}), folder)
 
 
 # ---- the service ---------------------------------------------------------------------------
@@ -192,8 +213,8 @@ def test_the_service_and_batch_scoring_give_equal_answers(
 
 def test_alone_or_among_others_a_record_gets_the_same_answer(service: Service, manifest: dict[str, Any]) -> None:
     together = service.predict(manifest["samples"])["predictions"]
-    alone = [service.predict([r])["predictions"][0] for r in manifest["samples"][:5]]
-    assert [a["score"] for a in alone] == pytest.approx([t["score"] for t in together[:5]], rel=1e-6)
+    alone = [service.predict([r])["predictions"][0] for r in manifest["samples"]]
+    assert [a["score"] for a in alone] == [t["score"] for t in together]
 
 
 def as_json(records: Any) -> str:
@@ -234,11 +255,90 @@ def test_a_bad_request_is_told_what_is_wrong(fault: str, service: Service, manif
 
 @pytest.mark.parametrize(("method", "path", "headers", "status"), [
     ("POST", "/v1/predict", {"content-type": "text/csv"}, 415), ("GET", "/v1/predict", {}, 405), ("GET", "/nowhere", {}, 404),
-    ("POST", "/v1/feedback", JSON, 422),
+    ("POST", "/v1/feedback", JSON, 422), ("PUT", "/v1/model", {}, 405), ("POST", "/v1/explain", JSON, 422),
 ])  # fmt: skip
 def test_every_refusal_is_a_problem_document(method: str, path: str, headers: dict[str, str], status: int, service: Service) -> None:
-    answer = service.ask(method, path, headers=headers, content="{}")
-    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
+    assert service.status(method, path, headers=headers, content="{}") == status
+
+
+@pytest.mark.parametrize("label", [
+    {"label": "x" * 201}, {"label": "\0"}, {"label": 10**4000}, {"label": None}, {"label": []}, {"prediction_id": "'; --"},
+    {"prediction_id": "x" * 65}, {"prediction_id": 5}, {"at": "yesterday"}, {"when": 1},
+], ids=str)  # fmt: skip
+def test_a_bad_label_is_refused(label: dict[str, Any], service: Service) -> None:
+    assert service.status("POST", "/v1/feedback", json={"labels": [{"prediction_id": "1", "label": True} | label]}) == 422
+
+
+def test_the_ends_of_time_are_answered(service: Service, manifest: dict[str, Any], params: Params) -> None:
+    """A zone must not push a date out of the calendar."""
+    for name in {i.name for i in params.framing.inputs if i.kind == "date" and i.origin == "request"} | ({params.framing.time} - {None}):
+        for moment in ("0001-01-01T00:00:00+12:00", "9999-12-31T23:59:59-12:00"):
+            assert service.predict([manifest["example"] | {name: moment}])
+    assert service.status("POST", "/v1/feedback", json={"labels": [{"prediction_id": "1", "label": 1, "at": "0001-01-01T00:00:00+12:00"}]}) == 202
+
+
+# ---- who may ask, and how much ---------------------------------------------------------------
+
+
+def test_only_a_key_opens_and_keys_change_without_a_restart(
+    bundle: Path, params: Params, manifest: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys, (old, new) = tmp_path / "keys", ("a" * 32, "b" * 32)
+    keys.write_text(f"{old}\n")
+    monkeypatch.setenv("API_KEYS", f"{'c' * 20}, {'d' * 20}")
+    monkeypatch.setenv("API_KEYS_FILE", str(keys))
+
+    def status(key: str) -> int:
+        return service.status("POST", "/v1/predict", json={"records": [manifest["example"]]}, headers={"authorization": f"Bearer {key}"})
+
+    with serving(bundle, params, tmp_path / "log.sqlite", keys="required") as service:
+        assert [status(k) for k in (old, "c" * 20, "d" * 20, new, "", "a" * 31, "a" * 33)] == [200] * 3 + [401] * 4
+        assert service.ask("GET", "/v1/model").headers["www-authenticate"] == "Bearer"
+        assert [service.status("GET", path) for path in ("/health/live", "/health/ready")] == [200, 200]
+        keys.write_text(f"{new}\n{'e' * 16}\n")
+        service.until(lambda: status(new) == 200)
+        assert status(old) == 401
+        keys.write_text("")
+        service.wait(0.1)
+        assert status(new) == 200
+
+
+@pytest.mark.parametrize(("given", "said"), [("", "no API keys"), ("short", "fewer than 16")])
+def test_without_good_keys_the_service_does_not_start(given: str, said: str, bundle: Path, changed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("API_KEYS", given)
+    monkeypatch.delenv("API_KEYS_FILE", raising=False)
+    with pytest.raises(StepFailed, match=said):
+        create_app(changed({"deployment.keys": "required"}), bundle)
+
+
+def test_more_at_once_than_may_wait_is_told_to_come_back(bundle: Path, params: Params, manifest: Any, tmp_path: Path) -> None:
+    limits = params.deployment.limits.model_copy(update={"concurrency": 3})
+    with serving(bundle, params, tmp_path / "log.sqlite", limits=limits) as service:
+
+        async def crowd() -> list[httpx.Response]:
+            return await asyncio.gather(*(service.request("POST", "/v1/predict", json={"records": [manifest["example"]]}) for _ in range(8)))
+
+        answers = service.run(crowd())
+        assert sorted(a.status_code for a in answers) == [200] * 3 + [503] * 5
+        assert {a.headers.get("retry-after") for a in answers if a.status_code == 503} == {"1"}
+        assert service.metric("predict_requests_total", outcome="overloaded") == 5
+        assert service.predict([manifest["example"]])
+
+
+def test_a_service_that_is_about_to_stop_says_so_and_answers_until_then(bundle: Path, params: Params, manifest: Any, tmp_path: Path) -> None:
+    with serving(bundle, params, tmp_path / "log.sqlite") as service:
+        service.app.draining = True
+        answer = service.ask("POST", "/v1/predict", json={"records": [manifest["example"]]})
+        assert (answer.status_code, answer.headers["connection"]) == (200, "close")
+        assert service.status("GET", "/health/ready") == 503
+
+
+def test_every_answer_carries_the_security_headers_and_the_page_asks_nobody_else(service: Service) -> None:
+    for path in ("/", "/docs", "/openapi.json", "/nowhere", "/v1/predict"):
+        headers = service.ask("GET", path).headers
+        assert (headers["x-content-type-options"], headers["referrer-policy"], headers["cache-control"]) == ("nosniff", "no-referrer", "no-store")
+        assert headers["content-security-policy"].startswith("default-src 'none'; connect-src 'self'; script-src 'sha256-")
+    assert "//" not in service.ask("GET", "/").text.replace("<!--", "")
 
 
 def test_null_is_answered_and_counted_where_it_may_be(service: Service, manifest: dict[str, Any], params: Params) -> None:
@@ -261,9 +361,81 @@ def test_a_value_outside_the_contract_is_answered_with_a_warning(service: Servic
 
 def test_the_other_routes_say_what_they_should(service: Service, manifest: dict[str, Any], params: Params) -> None:
     assert [service.ask("GET", f"/health/{kind}").json()["status"] for kind in ("live", "ready")] == ["live", "ready"]
-    assert service.ask("GET", "/v1/model").json() == manifest
+    assert service.ask("GET", "/v1/model").json() == {k: v for k, v in manifest.items() if k != "samples"}
     record = service.ask("GET", "/openapi.json").json()["components"]["schemas"]["Record"]
     assert {i.name for i in params.framing.inputs} <= record["properties"].keys()
+
+
+def test_what_moved_a_score_adds_up_with_the_score_itself(service: Service, manifest: dict[str, Any], framing: Framing) -> None:
+    """An input's effect is the score minus that of the record with the input's reference value."""
+    record = manifest["samples"][0]
+    moved = service.ask("POST", "/v1/explain", json={"records": [record]}).json()["moved_by"]
+    assert {m["input"] for m in moved} == {i.name for i in framing.inputs}
+    if framing.task != "multiclass":
+        name = moved[0]["input"]
+        one, other = service.predict([record, record | {name: moved[0]["reference"]}])["predictions"]
+        assert one["score"] - other["score"] == pytest.approx(moved[0]["effect"], abs=1e-6 + 1e-6 * abs(one["score"]))
+
+
+# ---- another model, and two at once ----------------------------------------------------------
+
+
+def version_of(bundle: Path, folder: Path, version: str, **manifest: Any) -> Path:
+    """A copy of the bundle under another version, put in its place as one."""
+    fresh = Path(shutil.copytree(bundle, folder.with_name(f"{folder.name}.{version}")))
+    content = json.loads((fresh / MANIFEST).read_text(encoding="utf-8"))
+    seal(fresh, content | {"version": content["version"] | {"version": version}} | manifest)
+    shutil.rmtree(folder, ignore_errors=True)
+    return fresh.rename(folder)
+
+
+def test_a_new_bundle_takes_over_and_a_bad_one_does_not(bundle: Path, params: Params, manifest: Any, tmp_path: Path) -> None:
+    folder = version_of(bundle, tmp_path / "bundle", "one")
+    bad = {
+        "a changed byte": lambda: (folder / MODEL).write_bytes((folder / MODEL).read_bytes()[:-1] + b"?"),
+        "another contract": lambda: version_of(bundle, folder, "bad", framing=manifest["framing"] | {"target": "another"}),
+        "other answers": lambda: version_of(bundle, folder, "bad", sample_scores=[1.5 * s + 1 for s in manifest["sample_scores"]]),
+    }
+    with serving(folder, params, tmp_path / "log.sqlite") as service:
+        for number, (fault, plant) in enumerate(bad.items(), start=1):
+            plant()
+            service.until(lambda n=number: service.metric("model_reloads_total", outcome="refused") == n)
+            assert service.predict([manifest["example"]])["model_version"] == ("one" if number == 1 else f"after {number - 1}"), fault
+            version_of(bundle, folder, f"after {number}")
+            service.until(lambda n=number: service.predict([manifest["example"]])["model_version"] == f"after {n}")
+        assert service.metric("model_info", version="after 3", role="champion") == 1
+
+
+@pytest.mark.parametrize("mode", ["canary", "shadow"])
+def test_a_challenger_gets_its_share(mode: Any, bundle: Path, params: Params, framing: Framing, manifest: Any, tmp_path: Path) -> None:
+    """The same entity always the same model; a shadow is in the log, and nowhere else."""
+    canary = Canary(bundle=str(version_of(bundle, tmp_path / "challenger", "next")), share=0.4, mode=mode)
+    who = [{framing.entity: f"e{k % 100}"} if framing.entity else {} for k in range(200)]
+    records = [manifest["example"] | w for w in who]
+    with serving(bundle, params, tmp_path / "log.sqlite", canary=canary) as service:
+        answers = [p for k in range(0, 200, 20) for p in service.predict(records[k : k + 20])["predictions"]]
+        versions = [a["model_version"] for a in answers]
+        assert service.metric("model_info", version="next", role="challenger") == 1
+    rows = ask_log(tmp_path / "log.sqlite", "SELECT prediction_id, model_version, role FROM predictions WHERE role <> 'champion'")
+    assert 40 < len(rows) < 120
+    assert {(version, role) for _, version, role in rows} == {("next", mode)}
+    assert {r[0] for r in rows} <= {a["prediction_id"] for a in answers}
+    assert versions.count("next") == (len(rows) if mode == "canary" else 0)
+    assert framing.entity is None or versions[:100] == versions[100:]
+
+
+def test_scores_in_the_band_are_for_a_person_until_the_verdict_comes(bundle: Path, params: Params, manifest: Any, tmp_path: Path) -> None:
+    log, queue = tmp_path / "log.sqlite", "SELECT prediction_id FROM review_queue"
+    with serving(bundle, params, log) as service:
+        scores = sorted({p["score"] for p in service.predict(manifest["samples"])["predictions"]})
+    low, high = scores[0], scores[-1]
+    with serving(bundle, params, log, review=(low, high)) as service:
+        answers = service.predict(manifest["samples"])["predictions"]
+        doubtful = [a["prediction_id"] for a in answers if a["decision"] == "review"]
+        assert doubtful == [a["prediction_id"] for a in answers if low <= a["score"] < high] != []
+        service.until(lambda: [r[0] for r in ask_log(log, queue)] == sorted(doubtful))
+        service.ask("POST", "/v1/feedback", json={"labels": [{"prediction_id": doubtful[0], "label": "no"}]})
+        service.until(lambda: doubtful[0] not in {r[0] for r in ask_log(log, queue)})
 
 
 # ---- the prediction log --------------------------------------------------------------------
@@ -286,6 +458,39 @@ def test_a_log_that_cannot_be_written_is_loud_and_stops_no_answer(bundle: Path, 
     assert "cannot be written" in caplog.text
 
 
+def test_a_log_that_can_be_written_again_gets_what_waited(bundle: Path, params: Params, manifest: Any, tmp_path: Path) -> None:
+    (tmp_path / "log").touch()
+    with serving(bundle, params, tmp_path / "log" / "log.sqlite") as service:
+        service.until(lambda: service.metric("prediction_log_failing") == 1)
+        service.predict(manifest["samples"])
+        (tmp_path / "log").unlink()
+        service.until(lambda: service.metric("prediction_log_failing") == 0)
+    assert len(logged(tmp_path / "log" / "log.sqlite")) == len(manifest["samples"])
+
+
+@pytest.mark.parametrize("personal", ["hashed", "left_out", "clear"])
+def test_a_personal_entity_is_not_in_the_log_unless_asked_for(
+    personal: Any, bundle: Path, params: Params, framing: Framing, manifest: Any, tmp_path: Path
+) -> None:
+    if framing.entity not in params.requirements.constraints.personal_columns:
+        pytest.skip("no entity is personal here")
+    log = params.deployment.log.model_copy(update={"personal": personal, "path": str(tmp_path / "log.sqlite")})
+    with serving(bundle, params.model_copy(update={"deployment": params.deployment.model_copy(update={"log": log})}), log.path) as service:
+        service.predict([manifest["example"] | {framing.entity: "who-is-it"}] * 2)
+    rows = ask_log(log.path, "SELECT entity, inputs FROM predictions")
+    assert len({row[0] for row in rows}) == 1
+    assert ("who-is-it" in str(rows)) == (personal == "clear")
+    assert (rows[0][0] is None) == (personal == "left_out")
+
+
+def test_one_bad_row_holds_up_no_other(tmp_path: Path) -> None:
+    dropped: list[int] = []
+    log = PredictionLog(tmp_path / "log.sqlite", 60, 10, dropped.append)
+    log.add([Logged(str(k), "2026-01-01", "1", False, "{}", None if k == 1 else 0.5, None) for k in range(3)])  # type: ignore[arg-type]
+    log.close()
+    assert ([r[0] for r in logged(tmp_path / "log.sqlite")], sum(dropped)) == (["0", "2"], 1)
+
+
 def test_what_finds_the_queue_full_is_counted(tmp_path: Path) -> None:
     dropped: list[int] = []
     log = PredictionLog(tmp_path / "log.sqlite", 60, 10, dropped.append)
@@ -299,10 +504,10 @@ def test_what_finds_the_queue_full_is_counted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("milliseconds", "failures", "closed"), [
     (1.0, 0, []),
-    (5000.0, 0, ["latency_ms.p50", "latency_ms.p99"]),
+    (5000.0, 0, ["latency_ms.p50", "latency_ms.p99", "throughput_per_second", "cost_per_prediction_usd"]),
     (1.0, 1, ["latency_ms.p50", "latency_ms.p99", "throughput_per_second", "cost_per_prediction_usd"]),
 ])  # fmt: skip
 def test_a_slow_or_failing_service_closes_the_gate(milliseconds: float, failures: int, closed: list[str], changed: Any) -> None:
     params = changed({"requirements.latency_ms": {"p50": 50, "p99": 200}})
     load = Load(100, 100, (milliseconds,) * 100, failures)
-    assert [c.requirement for c in _judge(params, load, load) if c.outcome == "fail"] == closed
+    assert [c.requirement for c in _judge(params, [load], load) if c.outcome == "fail"] == closed

@@ -102,19 +102,34 @@ def materialize() -> None:
 
 
 @app.command()
-def serve(host: str = "", port: int = 0, bundle: Path = BUNDLE, online: Path = ONLINE) -> None:
-    """Serve predictions from the bundle; the log of predictions goes to deployment.log.path."""
-    import uvicorn
-
+def serve(
+    host: str = "",
+    port: int = 0,
+    bundle: Path = BUNDLE,
+    online: Path = ONLINE,
+    fd: Annotated[int | None, typer.Option(help="An open socket to serve on: a second process on it takes over without losing a request.")] = None,
+) -> None:
+    """Serve predictions from the bundle to whoever has a key; the log of predictions goes to deployment.log.path."""
     from .step6_deployment.service import create_app
+    from .step6_deployment.service import run as run_service
 
     params = load()
     if not bundle.exists():
         raise StepFailed(f"{bundle} is not here; `run` builds it")
-    service = create_app(bundle, online, params.deployment, fallback_allowed=params.requirements.constraints.fallback_allowed)
+    service = create_app(params, bundle, online)
     host, port = host or params.deployment.host, port or params.deployment.port
-    typer.echo(f"serving model version {service.version} on http://{host}:{port}, described at /openapi.json; stop with Ctrl+C")
-    uvicorn.run(service, host=host, port=port, access_log=False, log_level="warning")
+    typer.echo(f"serving model version {service.version} on http://{host}:{port}, described at /docs; stop with Ctrl+C")
+    run_service(service, host, port, fd)
+
+
+@app.command()
+def loadtest() -> None:
+    """Load the service with one rate after the other: the highest that meets the requirements, its price, the replicas it takes."""
+    from .step6_deployment.loadtest import REPORT, sweep
+
+    found = sweep(load())
+    typer.echo(f"one process: {found['requests_per_second_per_replica']:,.0f} requests a second within the requirements")
+    typer.echo(f"{found['cost_per_prediction_usd']:.2g} USD a prediction, {found['replicas_needed']} replicas; see {REPORT / 'index.html'}")
 
 
 @app.command()
@@ -206,7 +221,8 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         for keys, value in overrides(os.environ).items():
-            logging.info("%s = %r comes from %s in the environment; DVC does not see it", ".".join(keys), value, ENV_PREFIX + "__".join(keys).upper())
+            shown = "(a URL)" if "://" in str(value) else repr(value)  # it may hold a password
+            logging.info("%s = %s comes from %s in the environment; DVC does not see it", ".".join(keys), shown, ENV_PREFIX + "__".join(keys).upper())
         app(prog_name=f"python -m {__package__}")
     except (ParamsError, StepFailed) as error:
         typer.echo(str(error), err=True)

@@ -451,21 +451,33 @@ class Log(Section):
     path: str
     flush_seconds: float = Field(gt=0)
     queue: int = Field(gt=0)
+    personal: Literal["hashed", "left_out", "clear"]
 
 
 class Limits(Section):
-    """What one request may hold."""
+    """What one request may hold, and how many may wait."""
 
     records: int = Field(gt=0)
     body_kb: int = Field(gt=0)
+    body_seconds: float = Field(gt=0)
+    concurrency: int = Field(gt=0)
+
+
+class Canary(Section):
+    """A challenger's bundle, and the share of the traffic that it answers (canary), or answers for comparison only (shadow)."""
+
+    bundle: str
+    share: Share = Field(gt=0, le=1)
+    mode: Literal["canary", "shadow"]
 
 
 class LoadTest(Section):
-    """The short load test that gates a deployment."""
+    """The short load test that gates a deployment, and the longer one of `loadtest`."""
 
     seconds: float = Field(gt=0, le=60)
     rate_per_second: float = Field(gt=0)
     connections: int = Field(gt=0, le=64)
+    sweep_seconds: float = Field(gt=0, le=60)
 
 
 class Deployment(Section):
@@ -473,9 +485,14 @@ class Deployment(Section):
 
     host: str
     port: int = Field(gt=0, lt=65_536)
+    keys: Literal["required", "none"]
     parity: Parity
     log: Log
     limits: Limits
+    reload_seconds: float = Field(gt=0)
+    drain_seconds: float = Field(ge=0)
+    canary: Canary | None
+    review: tuple[float, float] | None
     load_test: LoadTest
     core_hour_usd: float = Field(gt=0)
     max_replicas: int = Field(gt=0)

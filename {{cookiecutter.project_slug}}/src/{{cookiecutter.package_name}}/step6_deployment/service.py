@@ -1,219 +1,442 @@
 """The prediction service.
 
-The predict route reads the raw body straight into the validator and is a plain route: the web
-framework's request machinery would cost more than the model. Everything else is FastAPI.
+Requests with a body are answered in raw ASGI, straight from the bytes to the validator: the web framework's
+request machinery would cost more than the model. FastAPI answers and describes the rest.
 """
 
-import json
+import asyncio
+import hashlib
 import logging
+import os
 import secrets
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+import signal
+import socket
+import threading
+import traceback
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
+import uvicorn
 from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
-from ..params import Deployment, Framing, Input
+from ..params import BUNDLE, ONLINE, Input, Latency, Limits, Params
 from ..step1_requirements.checks import StepFailed
-from ..step2_framing.contract import as_text
+from ..step2_framing.contract import as_text, inputs_of
+from .guard import JSON, PROBLEM, Keys, Receive, Refused, Scope, Send, not_as_agreed, read_body, security_headers, to_json
 from .prediction_log import Logged, PredictionLog
-from .predictor import Predictor, columns_from
-from .schema import Feedback, Problem, naive_utc, request_adapter
-from .schema import Response as PredictResponse
+from .predictor import Predictor
+from .schema import Feedback, describe, naive_utc, request_adapter
 
 log = logging.getLogger(__name__)
-SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2)
-TITLES = {404: "Not found", 405: "Wrong method", 413: "Too large", 415: "Wrong content type", 422: "Not as the contract says", 500: "Failed"}
+PAGE = Path(__file__).parent / "page.html"
+OPEN = {"/", "/docs", "/health/live", "/health/ready", "/metrics"}  # without a key: they hold no data
+ROLES = ("champion", "fallback", "canary", "shadow")
+REVIEW = "review"
+CLOSE = (b"connection", b"close")
 
 
 class Metrics:
     """Every metric of the service; children are kept, because looking them up costs more than counting."""
 
-    def __init__(self, framing: Framing, classes: Sequence[str]) -> None:
+    def __init__(self, served: "Served", latency: Latency) -> None:
         registry = self.registry = CollectorRegistry()
-        self.seconds = Histogram("predict_latency_seconds", "Time to answer a predict request", buckets=SECONDS, registry=registry)
+        wanted = (latency.p50 / 1000, *(latency.p99 / 1000 * k for k in (1, 2, 5, 10)))  # the requirement, and well beyond
+        ladder = sorted({0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, *wanted})
+        self.seconds = Histogram("predict_latency_seconds", "Time to answer a predict request", buckets=ladder, registry=registry)
         requests = Counter("predict_requests", "Predict requests by outcome", ["outcome"], registry=registry)
-        self.requests = {outcome: requests.labels(outcome) for outcome in ("ok", "refused", "failed")}
-        decisions = Counter("predictions", "Predictions by decision", ["decision"], registry=registry)
-        self.decisions = {name: decisions.labels(name or "number") for name in (*classes, None)}
-        self.score = Histogram("prediction_score", "Scores that were answered", buckets=[i / 20 for i in range(1, 21)], registry=registry)
+        self.requests = {outcome: requests.labels(outcome) for outcome in ("ok", "refused", "overloaded", "failed")}
+        decisions = Counter("predictions", "Predictions by decision and by the model's role", ["decision", "role"], registry=registry)
+        self.decisions = {(name, role): decisions.labels(name or "number", role) for name in (*served.classes, REVIEW, None) for role in ROLES}
+        scores = Histogram("prediction_score", "Scores by the model's role", ["role"], buckets=served.score_buckets(), registry=registry)
+        self.scores = {role: scores.labels(role) for role in ROLES}
+        model = Histogram("model_latency_seconds", "Time to score a request's records", ["role"], buckets=ladder, registry=registry)
+        self.model_seconds = {role: model.labels(role) for role in ROLES}
+        self.apart = Histogram(
+            "shadow_difference", "Distance of the shadow's score from the answer", buckets=served.score_buckets(), registry=registry
+        )
+        self.disagree = Counter("shadow_disagreements", "Shadows that decide otherwise than the answer", registry=registry)
+        self.challenger_failed = Counter("challenger_failures", "Requests that the challenger could not score; the champion did", registry=registry)
         missing = Counter("input_missing", "Null values received", ["column"], registry=registry)
-        self.missing = {i.name: missing.labels(i.name) for i in framing.inputs if i.origin == "request"}
-        outside = Counter("input_out_of_range", "Values outside the contract", ["column"], registry=registry)
-        self.outside = {i.name: outside.labels(i.name) for i in framing.inputs}
-        self.dropped = Counter("prediction_log_dropped", "Predictions that could not be logged", registry=registry)
+        self.missing = {i.name: missing.labels(i.name) for i in inputs_of(served.framing, "request")}
+        self.outside = Counter("input_out_of_range", "Values outside the contract", ["column"], registry=registry)
         self.labels = Counter("feedback_labels", "Labels received", registry=registry)
-        self.model = Gauge("model_info", "The model in service", ["version", "fallback"], registry=registry)
+        self.model = Gauge("model_info", "The models in service", ["version", "fallback", "role"], registry=registry)
+        self.reloads = Counter("model_reloads", "New bundles found, by what became of them", ["outcome", "role"], registry=registry)
+        self.dropped = Counter("prediction_log_dropped", "Predictions and labels that could not be logged", registry=registry)
+        self.log_failing = Gauge("prediction_log_failing", "1 while the prediction log cannot be written", registry=registry)
+        self.log_waiting = Gauge("prediction_log_waiting", "Entries that wait to be written", registry=registry)
 
 
-def create_app(bundle: Path, online: Path, settings: Deployment, *, fallback_allowed: bool) -> FastAPI:
-    """The service over one bundle.
+class Served(Predictor):
+    """A predictor with what the API needs around it."""
 
-    Raises:
-        StepFailed: when the bundle cannot be trusted.
-    """
-    disable_created_metrics()  # type: ignore[no-untyped-call]
-    predictor = _load(bundle, online, fallback_allowed)
-    metrics = Metrics(predictor.framing, predictor.classes)
-    metrics.model.labels(predictor.version, str(predictor.fallback).lower()).set(1)
-    answerer = Answerer(predictor, metrics, settings)
+    def __init__(self, bundle: Path, online: Path, limits: Limits, *, fallback: bool = False) -> None:
+        super().__init__(bundle, online, fallback=fallback)
+        example = self.manifest["example"]
+        self.many, self.one = (request_adapter(self.framing, most, example) for most in (limits.records, 1))
+        self.bounded = [i for i in self.framing.inputs if i.values or i.min is not None or i.max is not None]
 
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        answerer.log = PredictionLog(settings.log.path, settings.log.flush_seconds, settings.log.queue, metrics.dropped.inc)
-        yield
-        answerer.log.close()
-
-    app = FastAPI(title=f"Predicts {predictor.framing.target}", version=predictor.version, lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.add_route("/v1/predict", answerer.predict, methods=["POST"])
-    app.add_exception_handler(RequestValidationError, _refuse_invalid)
-    app.add_exception_handler(HTTPException, _refuse)
-
-    @app.post("/v1/feedback", status_code=202)
-    async def feedback(body: Feedback) -> dict[str, int]:
-        """Labels that became known later, by prediction id."""
-        now = datetime.now(UTC)
-        labels = [(x.prediction_id, naive_utc(x.at or now).isoformat(), as_text(x.label) or "") for x in body.labels]
-        answerer.log.add_labels(labels)
-        metrics.labels.inc(len(labels))
-        return {"accepted": len(labels)}
-
-    @app.get("/v1/model")
-    async def model() -> dict[str, Any]:
-        """The manifest: what the model was trained on, its metrics, the verdicts of its requirements."""
-        return predictor.manifest
-
-    @app.get("/health/live")
-    async def live() -> dict[str, str]:
-        """Whether the process runs."""
-        return {"status": "live"}
-
-    @app.get("/health/ready")
-    async def ready() -> dict[str, str]:
-        """Whether it can answer."""
-        return {"status": "ready", "model_version": predictor.version}
-
-    @app.get("/metrics", include_in_schema=False)
-    async def show_metrics() -> Response:
-        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
-
-    app.openapi_schema = _openapi(app, answerer)
-    return app
+    def score_buckets(self) -> list[float]:
+        """Where scores are counted: evenly for probabilities, and by the quantiles of held-back predictions for numbers."""
+        if self.framing.task != "regression":
+            return [k / 20 for k in range(1, 21)]
+        quantiles = sorted({float(q) for q in self.manifest.get("score_quantiles", (0.0,))})
+        return [*quantiles, *(quantiles[-1] + (abs(quantiles[-1]) or 1.0) * k for k in (1, 9))]
 
 
-class Answerer:
-    """Answers predict requests."""
+class Slot:
+    """A model's place in the service: its bundle is watched, and another one takes over once it has proved itself."""
 
-    log: PredictionLog
+    def __init__(self, role: str, bundle: Path, load: Callable[[Path], Served], like: "Slot | None" = None) -> None:
+        self.role, self.bundle, self.load, self.like = role, bundle, load, like
+        self.served: Served | None = None
+        self.seen = self.settling = self.stamp()
 
-    def __init__(self, predictor: Predictor, metrics: Metrics, settings: Deployment) -> None:
-        self.predictor, self.metrics = predictor, metrics
-        self.most_bytes = settings.limits.body_kb * 1024
-        self.example: dict[str, Any] = predictor.manifest["example"]
-        self.adapter = request_adapter(predictor.framing, settings.limits.records, self.example)
+    def stamp(self) -> list[Any]:
+        """What tells one state of the folder from another."""
+        try:
+            return sorted((p.name, p.stat().st_mtime_ns, p.stat().st_size, p.stat().st_ino) for p in self.bundle.iterdir())
+        except OSError:
+            return []
+
+    def look(self, count_as: Callable[[str], None], *, at_once: bool = False) -> bool:
+        """Load a bundle that is another than before and lies still; true when it took over, and the old one goes on when it did not."""
+        stamp = self.stamp()
+        if not stamp or stamp == self.seen:
+            return False
+        if stamp != self.settling and not at_once:  # somebody may still be copying
+            self.settling = stamp
+            return False
+        self.seen = stamp
+        try:
+            found, old = self.load(self.bundle), self.served or (self.like and self.like.served)
+            if old and (why := misfit(old, found)):
+                raise StepFailed(f"{why}; a service with another contract has to be started anew")
+        except Exception as error:
+            log.error("serve: %s is refused (%s); what was in service goes on", self.bundle, error)
+            count_as("refused")
+            return False
+        log.warning("serve: version %s takes over as %s", found.version, self.role)
+        self.served = found
+        count_as("swapped")
+        return True
+
+
+class Scored(NamedTuple):
+    """One record's answer, and who gave it."""
+
+    role: str
+    by: Served
+    score: float
+    decision: str | None
+    review: bool
+    scores: dict[str, float] | None
+
+
+class Service:
+    """The ASGI application: guards every request, answers those with a body, and hands the others to FastAPI."""
+
+    def __init__(self, params: Params, bundle: Path, online: Path) -> None:
+        constraints, settings = params.requirements.constraints, params.deployment
+        self.settings, self.entity = settings, params.framing.entity
+        self.keys = Keys(os.environ) if settings.keys == "required" else None
+        if not self.keys:
+            log.warning("serve: deployment.keys is none, so anybody who can reach this port may ask")
+        self.champion = Slot("champion", bundle, lambda folder: Served(folder, online, settings.limits))
+        self.champion.served = served = _load(bundle, online, settings.limits, constraints.fallback_allowed)
+        self.slots, self.metrics = [self.champion], Metrics(served, params.requirements.latency_ms)
+        if settings.canary:
+            self.slots.append(Slot("challenger", Path(settings.canary.bundle), self.champion.load, self.champion))
+            self.slots[1].seen = []
+            if not self._look(self.slots[1], at_once=True):
+                log.error("serve: there is no challenger in %s yet; the champion answers all", settings.canary.bundle)
+        self._show_models()
+        self.version, self.entity = served.version, served.framing.entity
+        self.personal = settings.log.personal if self.entity in constraints.personal_columns else "clear"
+        self.log_key = os.environ.get("LOG_KEY", "").encode()[:64]
         self.ids, self.prefix = count(), secrets.token_hex(8)
-        kinds = {i.name: i.kind for i in predictor.framing.inputs}
-        self.dates = [name for name in predictor.names if kinds.get(name, "date") == "date"]
-        self.bounded = [i for i in predictor.framing.inputs if i.values or i.min is not None or i.max is not None]
+        self.waiting, self.draining, self.changed = 0, False, asyncio.Event()
+        self.page = PAGE.read_text(encoding="utf-8")
+        self.headers = security_headers(self.page)
+        self.posts = {"/v1/predict": (self.predict, 200), "/v1/explain": (self.explain, 200), "/v1/feedback": (self.feedback, 202)}
+        self.app = _routes(self)
 
-    async def predict(self, request: Request) -> Response:
+    # ---- from outside in -------------------------------------------------------------------
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        path, headers, start, outcome = scope["path"], dict(scope["headers"]), perf_counter(), "refused"
+        post, more = self.posts.get(path), [*self.headers, CLOSE] if self.draining else self.headers
+        try:
+            if self.keys and path not in OPEN and not self.keys.let_in(headers.get(b"authorization", b"")):
+                raise Refused(401, "Send a key: `Authorization: Bearer <key>`", headers={"www-authenticate": "Bearer"})
+            if post is None:
+                await self.app(scope, receive, _adding(more, send))
+                return
+            if scope["method"] != "POST":
+                raise Refused(405, "Use POST", headers={"allow": "POST"})
+            status, kind, body, outcome = post[1], JSON, await self._post(post[0], headers, receive), "ok"
+        except (Refused, ValidationError) as error:
+            refused = not_as_agreed(error) if isinstance(error, ValidationError) else error
+            status, kind, body = refused.status, PROBLEM, refused.body()
+            more = [*more, *((name.encode(), value.encode()) for name, value in refused.headers.items())]
+            outcome = "overloaded" if status == 503 else "refused"
+        except Exception as error:  # its message may hold inputs, so only its kind and place are told
+            log.error("%s failed: %s\n%s", path, type(error).__name__, "".join(traceback.format_tb(error.__traceback__)[-3:]))
+            status, kind, body, outcome = 500, PROBLEM, Refused(500, "It failed, and the service's own log says where").body(), "failed"
+        head = [(b"content-type", kind), (b"content-length", b"%d" % len(body)), *more]
+        await send({"type": "http.response.start", "status": status, "headers": head})
+        await send({"type": "http.response.body", "body": body})
+        if path == "/v1/predict":
+            self.metrics.requests[outcome].inc()
+            if outcome == "ok":
+                self.metrics.seconds.observe(perf_counter() - start)
+
+    async def _post(self, answer: Callable[[bytes], bytes], headers: dict[bytes, bytes], receive: Receive) -> bytes:
+        if self.waiting >= self.settings.limits.concurrency:
+            raise Refused(503, "More is being asked than can be answered; come back in a second", headers={"retry-after": "1"})
+        self.waiting += 1
+        try:
+            await asyncio.sleep(0)  # all that came in this turn of the loop are counted before the first is answered
+            return answer(await read_body(headers, receive, self.settings.limits))
+        finally:
+            self.waiting -= 1
+
+    # ---- requests with a body --------------------------------------------------------------
+
+    def predict(self, body: bytes) -> bytes:
         """POST /v1/predict."""
-        start = perf_counter()
-        try:
-            body = await self._body(request)
-            records = self.adapter.validate_json(body)["records"]
-        except ValidationError as error:
-            return self._refused(422, "The request does not fit the contract", _errors(error))
-        except _Refused as error:
-            return self._refused(error.status, error.detail, [])
-        try:
-            answer = self._answer(records)
-        except Exception:
-            self.metrics.requests["failed"].inc()
-            log.exception("predict failed")
-            return _problem(500, "The prediction failed; it was logged", [])
-        self.metrics.requests["ok"].inc()
-        self.metrics.seconds.observe(perf_counter() - start)
-        return Response(answer, media_type="application/json")
+        served, now = self._in_service(), datetime.now(UTC).replace(tzinfo=None)
+        records = self._records(served, served.many.validate_json(body)["records"], now)
+        ids, at = [f"{self.prefix}{next(self.ids):010x}" for _ in records], now.isoformat()
+        answers, shadows = self._divide(served, records, ids)
+        logged = [self._logged(*given, at) for given in zip(ids, records, answers, strict=True)]
+        logged += [self._logged(ids[k], records[k], shadow, at) for k, shadow in shadows]
+        for scored in (*answers, *(shadow for _, shadow in shadows)):
+            self.metrics.decisions[REVIEW if scored.review else scored.decision, scored.role].inc()
+            self.metrics.scores[scored.role].observe(scored.score)
+        for k, shadow in shadows:
+            self.metrics.apart.observe(abs(shadow.score - answers[k].score))
+            self.metrics.disagree.inc(shadow.decision != answers[k].decision)
+        self.log.add(logged)
+        predictions = [self._prediction(*given) for given in zip(ids, records, answers, strict=True)]
+        return to_json({"model_version": served.version, "fallback": served.fallback, "predictions": predictions})
 
-    async def _body(self, request: Request) -> bytes:
-        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            raise _Refused(415, "Send application/json")
-        body = bytearray()
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > self.most_bytes:
-                raise _Refused(413, f"The body is larger than {self.most_bytes // 1024} KiB")
-        return bytes(body)
+    def explain(self, body: bytes) -> bytes:
+        """POST /v1/explain."""
+        served = self._in_service()
+        records = self._records(served, served.one.validate_json(body)["records"], datetime.now(UTC).replace(tzinfo=None))
+        method = "one-at-a-time occlusion: the score minus that of the same record with the input's reference value"
+        return to_json({"model_version": served.version, "method": method, "moved_by": served.moved_by(records[0])})
 
-    def _answer(self, records: list[dict[str, Any]]) -> bytes:
-        predictor, now = self.predictor, datetime.now(UTC).replace(tzinfo=None)
-        time = predictor.framing.time
+    def feedback(self, body: bytes) -> bytes:
+        """POST /v1/feedback."""
+        now = datetime.now(UTC)
+        labels = [(x.prediction_id, naive_utc(x.at or now).isoformat(), as_text(x.label) or "") for x in Feedback.model_validate_json(body).labels]
+        self.log.add_labels(labels)
+        self.metrics.labels.inc(len(labels))
+        return to_json({"accepted": len(labels)})
+
+    def _in_service(self) -> Served:
+        assert self.champion.served
+        return self.champion.served
+
+    def _records(self, served: Served, records: list[dict[str, Any]], now: datetime) -> list[dict[str, Any]]:
+        """The records with event time and history."""
+        time = served.framing.time
         for record in records:
             if time and record.get(time) is None:
                 record[time] = now
-            for name in self.dates:
+            for name in served.dates:
                 if record.get(name) is not None:
                     record[name] = naive_utc(record[name])
-        predictor.complete(records)
-        raw = predictor.scores(columns_from(records, predictor.names), len(records))
-        scores, decisions = predictor.main_scores(raw), predictor.decisions(raw)
-        predictions, logged, at = [], [], now.isoformat()
-        for index, (record, score, decision) in enumerate(zip(records, scores, decisions, strict=True)):
-            prediction_id = f"{self.prefix}{next(self.ids):010x}"
-            prediction: dict[str, Any] = {"prediction_id": prediction_id, "score": score, "decision": decision, "threshold": predictor.threshold}
-            if predictor.framing.task == "multiclass":
-                prediction["scores"] = dict(zip(predictor.classes, map(float, raw[index]), strict=True))
-            if warnings := self._look(record):
-                prediction["warnings"] = warnings
-            predictions.append(prediction)
-            inputs, role = json.dumps(record, default=str, ensure_ascii=False), "fallback" if predictor.fallback else "champion"
-            row = Logged(prediction_id, at, predictor.version, predictor.fallback, inputs, score, decision, predictor.threshold, role)
-            logged.append(row)
-            self.metrics.decisions[decision].inc()
-            self.metrics.score.observe(score)
-        self.log.add(logged)
-        return json.dumps({"model_version": predictor.version, "fallback": predictor.fallback, "predictions": predictions}).encode()
+        served.complete(records)
+        return records
 
-    def _look(self, record: dict[str, Any]) -> list[str]:
+    def _divide(self, served: Served, records: list[dict[str, Any]], ids: list[str]) -> tuple[list[Scored], list[tuple[int, Scored]]]:
+        """Who answers which record, and what the shadow says of which."""
+        role = "fallback" if served.fallback else "champion"
+        challenger, canary = (self.slots[1].served if len(self.slots) > 1 else None), self.settings.canary
+        drawn = [k for k, r in enumerate(records) if self._drawn(r, ids[k], challenger, canary.share)] if challenger and canary else []
+        if not (drawn and challenger and canary):
+            return self._score(role, served, records), []
+        theirs_in = [records[k] for k in drawn]
+        try:
+            challenger.complete(theirs_in)
+            theirs = list(zip(drawn, self._score(canary.mode, challenger, theirs_in), strict=True))
+        except Exception as error:
+            log.error("the challenger failed: %s; the champion answers", type(error).__name__)
+            self.metrics.challenger_failed.inc()
+            return self._score(role, served, records), []
+        if canary.mode == "shadow":
+            return self._score(role, served, records), theirs
+        rest = [k for k in range(len(records)) if k not in set(drawn)]
+        mine = zip(rest, self._score(role, served, [records[k] for k in rest]) if rest else [], strict=True)
+        both = dict([*theirs, *mine])
+        return [both[k] for k in range(len(records))], []
+
+    def _drawn(self, record: dict[str, Any], prediction_id: str, challenger: Served, share: float) -> bool:
+        """Whether the challenger gets a record: the same entity always, for as long as the challenger is the same."""
+        entity = record.get(self.entity or "")
+        who = f"{challenger.version} {prediction_id if entity is None else entity}".encode("utf-8", "replace")
+        return int.from_bytes(hashlib.blake2b(who, digest_size=8).digest()) < share * 2**64
+
+    def _score(self, role: str, served: Served, records: list[dict[str, Any]]) -> list[Scored]:
+        start = perf_counter()
+        raw = served.scores(served.columns_from(records), len(records))
+        self.metrics.model_seconds[role].observe(perf_counter() - start)
+        low, high = self.settings.review or (1.0, 0.0)
+        several = served.framing.task == "multiclass"
+        return [
+            Scored(
+                role, served, score, decision, low <= score < high, dict(zip(served.classes, map(float, raw[k]), strict=True)) if several else None
+            )
+            for k, (score, decision) in enumerate(zip(served.main_scores(raw), served.decisions(raw), strict=True))
+        ]
+
+    def _prediction(self, prediction_id: str, record: dict[str, Any], scored: Scored) -> dict[str, Any]:
+        prediction: dict[str, Any] = {
+            "prediction_id": prediction_id, "model_version": scored.by.version, "score": scored.score,
+            "decision": REVIEW if scored.review else scored.decision, "threshold": scored.by.threshold,
+        }  # fmt: skip
+        if scored.scores:
+            prediction["scores"] = scored.scores
+        if warnings := self._look_at(scored.by, record):
+            prediction["warnings"] = warnings
+        return prediction
+
+    def _look_at(self, served: Served, record: dict[str, Any]) -> list[str]:
         """Count nulls, and count and name the values outside the contract."""
         for name, counter in self.metrics.missing.items():
             if record[name] is None:
                 counter.inc()
-        warnings = [w for field in self.bounded if (w := _outside(field, record[field.name]))]
+        warnings = [w for field in served.bounded if (w := _outside(field, record.get(field.name)))]
         for warning in warnings:
-            self.metrics.outside[warning[0]].inc()
+            self.metrics.outside.labels(warning[0]).inc()
         return [f"{name} is {value!r}, {what}" for name, value, what in warnings]
 
-    def _refused(self, status: int, detail: str, errors: list[dict[str, str]]) -> Response:
-        self.metrics.requests["refused"].inc()
-        return _problem(status, detail, errors)
+    def _logged(self, prediction_id: str, record: dict[str, Any], scored: Scored, at: str) -> Logged:
+        """A row of the log; a personal entity is in it as a keyed hash, or not at all, unless params.yaml says `clear`."""
+        entity, by = record.get(self.entity or ""), scored.by
+        if entity is not None and self.personal != "clear":
+            hashed = hashlib.blake2b(str(entity).encode("utf-8", "replace"), key=self.log_key, digest_size=16).hexdigest()
+            entity = hashed if self.personal == "hashed" else None
+            record = record | {str(self.entity): entity}
+        return Logged(
+            prediction_id, at, by.version, by.fallback, to_json(record).decode(), scored.score, scored.decision, by.threshold,
+            scored.role, scored.review, None if entity is None else str(entity).replace("\0", "\ufffd"),
+        )  # fmt: skip
+
+    # ---- while it runs ---------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def running(self, _: Any = None) -> AsyncIterator[None]:
+        """The log open and the bundles watched; SIGHUP looks at once."""
+        self.log = PredictionLog(self.settings.log.path, self.settings.log.flush_seconds, self.settings.log.queue, self.metrics.dropped.inc)
+        self.metrics.log_failing.set_function(lambda: self.log.failing)
+        self.metrics.log_waiting.set_function(lambda: len(self.log.waiting))
+        self.loop = asyncio.get_running_loop()
+        if hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread():
+            self.loop.add_signal_handler(signal.SIGHUP, self.changed.set)
+        watching = asyncio.create_task(self._watch())
+        yield
+        watching.cancel()
+        await asyncio.to_thread(self.log.close)
+
+    async def _watch(self) -> None:
+        while True:
+            at_once = False
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self.settings.reload_seconds):
+                    at_once = await self.changed.wait()
+            self.changed.clear()
+            if self.keys:
+                self.keys.refresh()
+            for slot in self.slots:
+                if await asyncio.to_thread(self._look, slot, at_once=at_once):
+                    self._show_models()
+
+    def _look(self, slot: Slot, *, at_once: bool = False) -> bool:
+        return slot.look(lambda outcome: self.metrics.reloads.labels(outcome, slot.role).inc(), at_once=at_once)
+
+    def _show_models(self) -> None:
+        self.metrics.model.clear()
+        for slot in self.slots:
+            if slot.served:
+                self.metrics.model.labels(slot.served.version, str(slot.served.fallback).lower(), slot.role).set(1)
 
 
-class _Refused(Exception):
-    def __init__(self, status: int, detail: str) -> None:
-        self.status, self.detail = status, detail
+def create_app(params: Params, bundle: Path = BUNDLE, online: Path = ONLINE) -> Service:
+    """The service over one bundle, to be run by an ASGI server.
+
+    Raises:
+        StepFailed: when the bundle cannot be trusted, or keys are required and there are none.
+    """
+    disable_created_metrics()  # type: ignore[no-untyped-call]
+    return Service(params, bundle, online)
 
 
-def _load(bundle: Path, online: Path, fallback_allowed: bool) -> Predictor:
+class Server(uvicorn.Server):
+    """Leaves politely on SIGTERM."""
+
+    def __init__(self, service: Service, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.service = service
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """A second SIGTERM, or Ctrl+C, is for at once."""
+        if sig != signal.SIGTERM or self.service.draining:
+            super().handle_exit(sig, frame)
+        else:
+            self.service.draining, leave = True, super().handle_exit
+            self.service.loop.call_soon_threadsafe(self.service.loop.call_later, self.service.settings.drain_seconds, leave, sig, frame)
+
+
+def run(service: Service, host: str, port: int, fd: int | None = None) -> None:
+    """Serve on a host and port, or on an open socket, until SIGTERM or Ctrl+C.
+
+    SIGTERM: readiness goes off, every answer closes its connection, and after `drain_seconds` what is in flight
+    is finished, new work refused and the log written. A second process on the same socket loses nothing.
+    """
+    config = uvicorn.Config(service, host=host, port=port, access_log=False, log_level="warning", server_header=False)
+    Server(service, config).run(None if fd is None else [socket.socket(fileno=fd)])
+
+
+def misfit(old: Served, new: Served) -> str:
+    """Why requests that the old model answers would not fit the new one; empty when they all do."""
+    for what in ("task", "target", "entity", "time"):
+        if getattr(old.framing, what) != getattr(new.framing, what):
+            return f"its {what} is {getattr(new.framing, what)}, not {getattr(old.framing, what)}"
+    if old.classes != new.classes:
+        return f"its labels are {new.classes}, not {old.classes}"
+    before, now = ({i.name: i for i in inputs_of(s.framing, "request")} for s in (old, new))
+    if before.keys() != now.keys():
+        return f"its inputs are others: {', '.join(sorted(before.keys() ^ now.keys()))}"
+    other = [n for n, i in before.items() if i.kind != now[n].kind or (i.nullable and not now[n].nullable)]
+    return f"{other[0]} is no longer the same kind of input" if other else ""
+
+
+def _load(bundle: Path, online: Path, limits: Limits, fallback_allowed: bool) -> Served:
     try:
-        return Predictor(bundle, online)
+        return Served(bundle, online, limits)
     except StepFailed:
         raise
     except Exception as error:
         if not fallback_allowed:
             raise StepFailed(f"serve: the model cannot be loaded ({error}), and requirements.constraints.fallback_allowed is false") from error
         log.error("serve: the model cannot be loaded (%s); the rule-like baseline answers", error)
-        return Predictor(bundle, online, fallback=True)
+        return Served(bundle, online, limits, fallback=True)
 
 
 def _outside(field: Input, value: Any) -> tuple[str, Any, str] | None:
@@ -228,43 +451,58 @@ def _outside(field: Input, value: Any) -> tuple[str, Any, str] | None:
     return None
 
 
-def _errors(error: ValidationError) -> list[dict[str, str]]:
-    found = error.errors(include_url=False, include_context=False, include_input=False)
-    return [{"field": ".".join(map(str, e["loc"])), "reason": e["msg"]} for e in found[:20]]
+def _adding(headers: Sequence[tuple[bytes, bytes]], send: Send) -> Send:
+    async def sending(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", []), *headers]
+        await send(message)
+
+    return sending
 
 
-def _problem(status: int, detail: str, errors: list[dict[str, str]]) -> JSONResponse:
-    problem = Problem(title=TITLES.get(status, "Refused"), status=status, detail=detail, errors=errors)
-    return JSONResponse(problem.model_dump(), status, media_type="application/problem+json")
+def _problem(status: int, detail: str, headers: Any = None) -> Response:
+    return Response(Refused(status, detail).body(), status, headers, PROBLEM.decode())
 
 
-async def _refuse_invalid(_: Request, error: Exception) -> Response:
-    errors = error.errors() if isinstance(error, RequestValidationError) else []
-    return _problem(422, "The request does not fit the contract", [{"field": ".".join(map(str, e["loc"])), "reason": e["msg"]} for e in errors[:20]])
+def _routes(service: Service) -> FastAPI:
+    """What has no body."""
+    title = f"Predicts {service._in_service().framing.target}"
+    app = FastAPI(title=title, version=service.version, lifespan=service.running, docs_url=None, redoc_url=None, openapi_url=None)
 
+    @app.exception_handler(HTTPException)
+    async def refuse(_: Request, error: HTTPException) -> Response:
+        return _problem(error.status_code, str(error.detail), error.headers)
 
-async def _refuse(_: Request, error: Exception) -> Response:
-    status, detail = (error.status_code, str(error.detail)) if isinstance(error, HTTPException) else (500, "")
-    return _problem(status, detail, [])
+    @app.get("/v1/model")
+    async def model() -> dict[str, Any]:
+        """What the models in service were trained on, their metrics, and the verdicts of their requirements."""
+        shown = {slot.role: {k: v for k, v in slot.served.manifest.items() if k != "samples"} for slot in service.slots if slot.served}
+        return {**shown.pop("champion"), **shown}
 
+    @app.get("/health/live")
+    async def live() -> dict[str, str]:
+        """Whether the process runs."""
+        return {"status": "live"}
 
-def _openapi(app: FastAPI, answerer: Answerer) -> dict[str, Any]:
-    """FastAPI's description of the other routes, plus the predict route with an example from the data."""
-    document = app.openapi()
-    schemas = document["components"]["schemas"]
-    schema = answerer.adapter.json_schema(ref_template="#/components/schemas/{model}")
-    schemas |= schema.pop("$defs", {}) | {"Request": schema}
-    for model in (PredictResponse, Problem):
-        made = model.model_json_schema(ref_template="#/components/schemas/{model}")
-        schemas |= made.pop("$defs", {}) | {model.__name__: made}
-    problem = {"content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}}
-    document["paths"]["/v1/predict"] = {"post": {
-        "summary": "Predict", "operationId": "predict", "description": "Predictions for one record or many, in their order.",
-        "requestBody": {"required": True, "content": {"application/json": {
-            "schema": {"$ref": "#/components/schemas/Request"}, "example": {"records": [answerer.example]}}}},
-        "responses": {
-            "200": {"description": "Answered", "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Response"}}}},
-            **{str(code): {"description": TITLES[code], **problem} for code in (413, 415, 422)},
-        },
-    }}  # fmt: skip
-    return document
+    @app.get("/health/ready", response_model=dict[str, str], responses={503: {"description": "It is about to stop"}})
+    async def ready() -> Any:
+        """Whether it wants to be asked, which model answers, and whether the prediction log can be written."""
+        if service.draining:
+            return _problem(503, "The service is about to stop")
+        return {"status": "ready", "model_version": service._in_service().version, "log": "failing" if service.log.failing else "written"}
+
+    @app.get("/metrics", include_in_schema=False)
+    async def metrics() -> Response:
+        return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def openapi() -> dict[str, Any]:
+        served = service._in_service()
+        return describe(app.openapi(), served.many, served.one, served.manifest["example"], keys=service.keys is not None)
+
+    @app.get("/", include_in_schema=False)
+    @app.get("/docs", include_in_schema=False)
+    async def page() -> Response:
+        return Response(service.page, media_type="text/html")
+
+    return app
