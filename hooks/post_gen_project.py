@@ -19,7 +19,8 @@ class Option(NamedTuple):
 
     answer: str  # its name in cookiecutter.json
     stand: str  # the choices' paths; * is the choice's name, which never begins with an underscore
-    go: dict[str, str]  # from a file inside the chosen folder ("" is the choice itself) to its place; none: it stays
+    go: dict[str, str]  # from a path inside the choice ("" is all of it) to its place, where * is the choice; none: it stays
+    without: tuple[str, ...] = ()  # choices that have no file
 
 
 OPTIONS = (
@@ -33,6 +34,10 @@ OPTIONS = (
         },
     ),
     Option("tracking", "src/<package>/step4_model/tracking/*.py", {}),
+    Option("data_remote", ".dvc/remotes/*", {"": ".dvc/config"}),
+    Option("orchestrator", "orchestration/*", {}, without=("none",)),
+    Option("deployment", "deploy/to/*", {"": "deploy/*"}),
+    Option("ci", "ci/*", {"": "."}, without=("none",)),
     Option("license", "licenses/*", {"": "LICENSE"}),
 )
 
@@ -44,13 +49,10 @@ def plan(answers: Mapping[str, str], files: Iterable[str]) -> tuple[dict[str, st
     removals: set[str] = set()
     for option in OPTIONS:
         choices = standing(option, answers, present)
-        kept = places(option, answers)
-        for source, target in kept.items():
-            if source in present:
-                moves[source] = target
-            elif choices - kept.keys() or target not in present:
-                chosen = answers[option.answer]
-                raise ValueError(f"The template has no file {source} for {option.answer} = {chosen}; please report it to its authors.")
+        kept = places(option, answers, present)
+        if lost := lacking(option, answers, present, kept, done=not choices):
+            raise ValueError(f"The template has no file {lost} for {option.answer} = {answers[option.answer]}; please report it to its authors.")
+        moves |= kept
         removals |= choices - kept.keys()
     return {source: target for source, target in moves.items() if source != target}, removals
 
@@ -62,12 +64,41 @@ def standing(option: Option, answers: Mapping[str, str], files: Iterable[str]) -
     return {file for file in files if choice.fullmatch(file)}
 
 
-def places(option: Option, answers: Mapping[str, str]) -> dict[str, str]:
+def places(option: Option, answers: Mapping[str, str], files: Iterable[str]) -> dict[str, str]:
     """From the files of the chosen one to their places."""
-    chosen = option.stand.replace("*", answers[option.answer])
-    go = {str(PurePosixPath(chosen, file)): target for file, target in option.go.items()} or {chosen: chosen}
-    package = answers["package_name"]
-    return {source.replace("<package>", package): target.replace("<package>", package) for source, target in go.items()}
+    root = chosen(option, answers)
+    found: dict[str, str] = {}
+    for inside, target in named(option, answers).items():
+        source = str(PurePosixPath(root, inside))
+        for file in files:
+            if file == source:
+                found[file] = target
+            elif file.startswith(f"{source}/"):
+                found[file] = str(PurePosixPath(target, file.removeprefix(f"{source}/")))
+    return found
+
+
+def chosen(option: Option, answers: Mapping[str, str]) -> str:
+    return option.stand.replace("*", answers[option.answer]).replace("<package>", answers["package_name"])
+
+
+def named(option: Option, answers: Mapping[str, str]) -> dict[str, str]:
+    """The row's own table, with the answers filled in."""
+    go = option.go or {"": option.stand}
+    return {inside: target.replace("*", answers[option.answer]).replace("<package>", answers["package_name"]) for inside, target in go.items()}
+
+
+def lacking(option: Option, answers: Mapping[str, str], files: set[str], kept: Mapping[str, str], *, done: bool) -> str:
+    """A file that the chosen one should have and has not; when an earlier run is `done`, it may be in its place already."""
+    if answers[option.answer] in option.without:
+        return ""
+    for inside, target in named(option, answers).items():
+        source = str(PurePosixPath(chosen(option, answers), inside))
+        there = any(file == source or file.startswith(f"{source}/") for file in kept)
+        moved = done and any(file == target or file.startswith(f"{target}/") or target == "." for file in files)
+        if not there and not moved:
+            return source
+    return ""
 
 
 def apply(root: Path, moves: Mapping[str, str], removals: Iterable[str]) -> None:

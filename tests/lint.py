@@ -27,7 +27,8 @@ RAW_TEXT = re.compile(r"\{\{ cookiecutter\.(project_name|description|author)\b")
 # The one tag outside a string: how the project's tests name the package they import.
 TEST_IMPORT = re.compile(r"^(from|import) \{\{ ?cookiecutter\.package_name ?\}\}", re.MULTILINE)
 ANY_TEXT = re.compile(r"\{\{ cookiecutter\.(__)?(project_name|description|author)\b")
-OUR_TAG = re.compile(r"\{\{ ?_?cookiecutter\b")
+# Ours, or one that leaves GitHub's own, ${{ }}, behind.
+OUR_TAG = re.compile(r"\{\{ ?_?cookiecutter\b|\{\{ '[^'{}]*(\$\{\{ [\w.]+ \}\}[^'{}]*)+' \}\}")
 NETWORK = {"socket", "ssl", "urllib", "http", "ftplib", "smtplib", "asyncio", "subprocess", "webbrowser", "xmlrpc"}
 DEVICES = {"con", "nul", "aux", "prn", *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10))}
 
@@ -142,10 +143,9 @@ def no_blocks(root: Path) -> list[str]:
 def only_our_tags(root: Path) -> list[str]:
     """An f-string's doubled brace, Grafana's or GitHub's own tag: Jinja would take it for one of its."""
     return [
-        f"{name}:{text[: match.start()].count(chr(10)) + 1}: doubled braces that are no tag of ours"
+        f"{name}:{OUR_TAG.sub('', text)[: match.start()].count(chr(10)) + 1}: doubled braces that are no tag of ours"
         for name, text in rendered(root)
-        for match in re.finditer(r"\{\{", text)
-        if not OUR_TAG.match(text, match.start())
+        for match in re.finditer(r"\{\{", OUR_TAG.sub("", text))
     ]
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -31,21 +32,30 @@ def test_exactly_the_chosen_files_stay(option: str, choice: str, bake: Bake, bak
     """Compared with a bake without hooks, where all choices still stand side by side."""
     everything = files_of(bake_into(tmp_path, hooks=False, **{option: choice}))
     answers = {name: values[0] for name, values in QUESTIONS.items() if isinstance(values, list)} | {option: choice}
-    expected = {name: content for name, content in everything.items() if not name.startswith(("systems/", "licenses/"))}
-    tracking = "src/fraud_detection/step4_model/tracking/"
-    for name in [name for name in expected if name.startswith(tracking)]:
-        if not name.startswith((tracking + "_", tracking + answers["tracking"] + ".")):
-            del expected[name]
-    system = f"systems/{answers['system']}/"
-    expected["LICENSE"] = everything[f"licenses/{answers['license']}"]
-    expected["params.yaml"] = everything[system + "params.yaml"]
-    expected["src/fraud_detection/step3_data/features.sql"] = everything[system + "features.sql"]
-    expected["src/fraud_detection/step3_data/simulator.py"] = everything[system + "simulator.py"]
+    expected: dict[str, bytes] = {}
+    for name, content in everything.items():
+        mine = [(found, rest, where) for pattern, where in PLACES.items() if (found := re.fullmatch(pattern, name)) for rest in [found[2]]]
+        if not mine:
+            expected[name] = content
+        for found, rest, (owner, place) in mine:
+            if found[1] == answers[owner]:
+                expected[place.format(choice=found[1], rest=rest)] = content
     project = bake(**{option: choice})
     assert files_of(project) == expected
-    assert f"{tracking}{answers['tracking']}.py" in expected
-    assert not (project / "systems").exists()
-    assert not (project / "licenses").exists()
+    assert not [name for name in expected if name.startswith(("systems/", "licenses/", "ci/", "deploy/to/", ".dvc/remotes/"))]
+
+
+# Where the choices stand and where each belongs, said a second time, without the hook.
+PLACES = {
+    r"systems/(\w+)/(params\.yaml)": ("system", "{rest}"),
+    r"systems/(\w+)/(features\.sql|simulator\.py)": ("system", "src/fraud_detection/step3_data/{rest}"),
+    r"src/fraud_detection/step4_model/tracking/([a-z]\w*)(\.py)": ("tracking", "src/fraud_detection/step4_model/tracking/{choice}{rest}"),
+    r"\.dvc/remotes/(\w+)()": ("data_remote", ".dvc/config"),
+    r"orchestration/(\w+)/(.+)": ("orchestrator", "orchestration/{choice}/{rest}"),
+    r"deploy/to/(\w+)/(.+)": ("deployment", "deploy/{choice}/{rest}"),
+    r"ci/(\w+)/(.+)": ("ci", "{rest}"),
+    r"licenses/([\w.-]+)()": ("license", "LICENSE"),
+}
 
 
 @pytest.mark.parametrize(("option", "choice"), CHOICES)
@@ -58,8 +68,9 @@ def test_the_choices_on_disk_are_those_in_cookiecutter_json(template: Path, post
     package = {"package_name": lint.PACKAGE}
     files = [name.removeprefix(f"{lint.PROJECT}/") for name, _ in lint.files(template, lint.PROJECT)]
     for option in post_hook.OPTIONS:
-        kept = {place for choice in QUESTIONS[option.answer] for place in post_hook.places(option, {**package, option.answer: choice})}
-        assert post_hook.standing(option, package, files) == kept
+        of_choice = {choice: set(post_hook.places(option, {**package, option.answer: choice}, files)) for choice in QUESTIONS[option.answer]}
+        assert post_hook.standing(option, package, files) == set().union(*of_choice.values())
+        assert {choice for choice, kept in of_choice.items() if not kept} == {*option.without} & of_choice.keys()
 
 
 def test_every_option_with_choices_has_one_row(post_hook: SimpleNamespace) -> None:
@@ -103,10 +114,13 @@ def test_no_repository_is_started(bake: Bake) -> None:
     assert not (bake() / ".git").exists()
 
 
-ANSWERS = {"package_name": "p", "system": "a", "tracking": "t", "license": "MIT"}
+ANSWERS = {
+    "package_name": "p", "system": "a", "tracking": "t", "data_remote": "r", "orchestrator": "none", "deployment": "d", "ci": "c", "license": "MIT",
+}  # fmt: skip
 TRACKING = "src/p/step4_model/tracking/"
-CHOSEN = ["systems/a/params.yaml", "systems/a/features.sql", "systems/a/simulator.py", TRACKING + "t.py", "licenses/MIT"]
-OTHERS = ["systems/b/params.yaml", TRACKING + "u.py", "licenses/X-2.0"]
+CHOSEN = ["systems/a/params.yaml", "systems/a/features.sql", "systems/a/simulator.py", TRACKING + "t.py", "licenses/MIT",
+          ".dvc/remotes/r", "deploy/to/d/a/b.yaml", "ci/c/.ci/c.yml"]  # fmt: skip
+OTHERS = ["systems/b/params.yaml", TRACKING + "u.py", "licenses/X-2.0", "ci/e/e.yml", "deploy/to/f/g", "orchestration/o/flow.py", ".dvc/remotes/q"]
 WHOLE = {*CHOSEN, *OTHERS, TRACKING + "__init__.py", "README.md"}
 
 
@@ -117,6 +131,9 @@ def test_the_plan_moves_the_chosen_and_removes_the_others(post_hook: SimpleNames
         "systems/a/features.sql": "src/p/step3_data/features.sql",
         "systems/a/simulator.py": "src/p/step3_data/simulator.py",
         "licenses/MIT": "LICENSE",
+        ".dvc/remotes/r": ".dvc/config",
+        "deploy/to/d/a/b.yaml": "deploy/d/a/b.yaml",
+        "ci/c/.ci/c.yml": ".ci/c.yml",
     }
     assert removals == {*OTHERS}
 
@@ -134,7 +151,8 @@ def test_the_plan_is_empty_once_it_is_done(post_hook: SimpleNamespace) -> None:
 
 @pytest.mark.parametrize("lost", CHOSEN)
 def test_the_plan_names_a_file_that_the_chosen_one_lacks(lost: str, post_hook: SimpleNamespace) -> None:
-    with pytest.raises(ValueError, match=f"no file {lost} for .* = "):
+    named = "/".join(lost.split("/")[: 3 if lost.startswith("deploy") else 2]) if lost.startswith(("ci", "deploy")) else lost
+    with pytest.raises(ValueError, match=f"no file {re.escape(named)} for .* = "):
         post_hook.plan(ANSWERS, WHOLE - {lost})
 
 

@@ -290,7 +290,7 @@ def files_of_choices(sources: Template) -> Iterator[tuple[str, str, str]]:
     """Each option's last choice with the files that only this choice has."""
     for option in sources.hook.OPTIONS:
         choice = sources.options[option.answer][-1]
-        for name in sources.hook.places(option, {"package_name": lint.PACKAGE, option.answer: choice}):
+        for name in sources.hook.places(option, {"package_name": lint.PACKAGE, option.answer: choice}, sources.sources):
             yield option.answer, choice, name
 
 

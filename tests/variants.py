@@ -133,7 +133,7 @@ def place_of(template: Template, source: str, answers: Lazy) -> str:
     place = name
     for option in template.hook.OPTIONS:
         if template.hook.standing(option, answers, [name]):
-            place = template.hook.places(option, answers).get(name, "") if place else ""
+            place = template.hook.places(option, answers, [name]).get(name, "") if place else ""
     return place
 
 
@@ -194,7 +194,7 @@ def without_choice(root: Path, option: str, choice: str) -> None:
     """What a platform group does that narrows the template: the choice's word and its files go, and nothing else."""
     template = Template(root)
     row = next(row for row in template.hook.OPTIONS if row.answer == option)
-    for name in template.hook.places(row, {"package_name": lint.PACKAGE, option: choice}):
+    for name in template.hook.places(row, {"package_name": lint.PACKAGE, option: choice}, template.sources):
         (root / lint.PROJECT / name).unlink()
     questions = json.loads((root / "cookiecutter.json").read_text(encoding="utf-8"))
     questions[option].remove(choice)
