@@ -24,7 +24,7 @@ test: .venv/.ready ## every test of the template, and of what it generates
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-fast: .venv/.ready ## the tests that take seconds
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not all"
 
 bench: .venv/.ready ## how long baking, running and testing take, as ratios
 	$(BIN)/python tests/bench.py

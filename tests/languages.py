@@ -117,6 +117,11 @@ TOOLS: tuple[Check, ...] = (
     Tool(".pre-commit-config.yaml", "pre-commit validate-config"),
     Tool("**/prometheus.yml", "promtool check config --syntax-only"),
     Tool("**/alertmanager.yml", "amtool check-config"),
+    Tool(".github/workflows/*.yml", "actionlint"),
+    Tool(".github/workflows/*.yml", "zizmor --offline --no-progress --persona=regular"),
+    Tool(".github/workflows/*.yml", "check-jsonschema --builtin-schema vendor.github-workflows"),
+    Tool(".gitlab-ci.yml", "check-jsonschema --builtin-schema vendor.gitlab-ci --data-transform gitlab-ci"),
+    Tool("deploy/kubernetes/base/[!ko]*.yaml", "kubernetes-validate --strict"),  # all but kustomization and the operator's own kinds
     Tool("**/*.md", "rumdl check --no-cache --isolated --enable MD042,MD051,MD056,MD086"),
 )
 CHECKS: tuple[Check, ...] = (

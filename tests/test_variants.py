@@ -166,6 +166,12 @@ def test_a_table_that_is_not_true_is_caught(sources: Template) -> None:
 
 # ---- planted faults: every check catches what it is for ------------------------------------
 
+
+def short(name: str) -> str:
+    """A tool's name; of those that know several schemas, the schema's."""
+    return name.split()[2 if name.startswith("check-jsonschema") else 0]
+
+
 LANGUAGE_FAULTS = [
     ("valid_in_its_language", "a.json", "{'a': 1}\n"),
     ("no_trailing_blanks", "README.md", "two blanks  \n"),
@@ -179,13 +185,18 @@ LANGUAGE_FAULTS = [
     ("ruff", "src/sound/a.py", "import os\n"),
     ("validate-pyproject", "pyproject.toml", '[project]\nname = "a b"\nversion = "1"\n'),
     ("hadolint", "deploy/Dockerfile", "FROM python\n"),
-    ("check-jsonschema", "deploy/compose.yaml", "services: {a: {port: 1}}\n"),
+    ("vendor.compose-spec", "deploy/compose.yaml", "services: {a: {port: 1}}\n"),
     ("pre-commit", ".pre-commit-config.yaml", "repos: [{hooks: []}]\n"),
     ("promtool", "deploy/prometheus.yml", "scrape_configs: [{name: a}]\n"),
     ("amtool", "deploy/alertmanager.yml", "route: {receiver: nobody}\n"),
+    ("actionlint", ".github/workflows/a.yml", "on: push\njobs: {a: {runs-on: ubuntu-24.04, if: github.nobody, steps: [{run: ls}]}}\n"),
+    ("zizmor", ".github/workflows/a.yml", "on: pull_request_target\njobs: {a: {runs-on: ubuntu-24.04, steps: [{uses: actions/checkout@v4}]}}\n"),
+    ("vendor.github-workflows", ".github/workflows/a.yml", "on: push\njobs: {a: {run-on: ubuntu-24.04}}\n"),
+    ("vendor.gitlab-ci", ".gitlab-ci.yml", "a: {scripts: [ls]}\n"),
+    ("kubernetes-validate", "deploy/kubernetes/base/service.yaml", "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {port: 1}\n"),
     ("rumdl", "README.md", "# Title\n\n[there](#nowhere)\n"),
 ]
-LANGUAGE_CHECKS = {name_of(check).split()[0]: check for check in languages.CHECKS}
+LANGUAGE_CHECKS = {short(name_of(check)): check for check in languages.CHECKS}
 
 
 @pytest.mark.parametrize(("check", "name", "text"), LANGUAGE_FAULTS)
@@ -321,7 +332,8 @@ def test_a_name_that_breaks_yaml_is_caught(copy: Path, tmp_path: Path) -> None:
 
 def test_a_leftover_tag_is_caught(copy: Path, tmp_path: Path) -> None:
     changed = add(copy, "README.md", "{{ '{{ cookiecutter.system }}' }}\n")
-    assert len(languages.no_tag_left(shelve(tmp_path / "shelf", distinct(outputs(changed))))) == 1
+    complaints = languages.no_tag_left(shelve(tmp_path / "shelf", distinct(outputs(changed))))
+    assert {complaint.split("/")[1].split(":")[0] for complaint in complaints} == {"README.md"}
 
 
 # ---- narrowing the template ----------------------------------------------------------------

@@ -97,6 +97,7 @@ class Output(NamedTuple):
     path: str
     text: str
     choices: dict[str, str]
+    source: str = ""
 
 
 def outputs(template: Template, only: str = "", **texts: str) -> Iterator[Output]:
@@ -112,7 +113,7 @@ def outputs_of(template: Template, source: str, texts: Mapping[str, str]) -> Ite
     while path is not None:
         answers = Lazy(template, texts, path)
         if place := place_of(template, source, answers):
-            yield Output(place, template.render(template.sources[source], answers), answers._read)
+            yield Output(place, template.render(template.sources[source], answers), answers._read, template.render(source, answers))
         path = next_path(template, answers._read)
 
 
@@ -154,10 +155,16 @@ def options_by_file(template: Template) -> dict[str, list[str]]:
 
 
 def row_of(template: Template, output: Output) -> str:
+    """One row for a choice's own files, unless every choice has the same ones."""
     for option in template.hook.OPTIONS:
-        if output.choices.keys() == {option.answer} and is_choice(option, output.path, template):
+        if output.choices.keys() == {option.answer} and is_choice(option, output.source, template) and differ(option):
             return str(option.stand)
     return output.path
+
+
+def differ(option: Any) -> bool:
+    """Whether the choices may have other files than one another."""
+    return not option.go or any("*" in place or place == "." for place in option.go.values())
 
 
 def is_choice(option: Any, path: str, template: Template) -> bool:

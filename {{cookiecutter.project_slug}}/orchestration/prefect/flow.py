@@ -14,19 +14,22 @@ from prefect.futures import PrefectFuture
 ROOT = Path(__file__).parents[2]
 # The project keeps its own environment; the scheduler has another one.
 PYTHON = os.environ.get("PROJECT_PYTHON", str(ROOT / ".venv" / ("Scripts" if os.name == "nt" else "bin") / "python"))
+RETRY_SECONDS = int(os.environ.get("RETRY_SECONDS", "60"))
 
 
 def edges() -> dict[str, list[str]]:
     """Each stage of dvc.yaml, in order, with the stages whose outputs it reads."""
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     made = {stage: [out if isinstance(out, str) else next(iter(out)) for out in parts.get("outs", [])] for stage, parts in stages.items()}
-    return {
-        stage: [before for before, outs in made.items() if any(dep == out or dep.startswith(f"{out}/") for dep in parts.get("deps", []) for out in outs)]
-        for stage, parts in stages.items()
-    }
+    return {stage: [before for before, outs in made.items() if reads(parts.get("deps", []), outs)] for stage, parts in stages.items()}
 
 
-@task(task_run_name="{stage}", retries=2, retry_delay_seconds=60)
+def reads(deps: list[str], outs: list[str]) -> bool:
+    """Whether one of the files is, or is inside, one of the outputs."""
+    return any(dep == out or dep.startswith(f"{out}/") for dep in deps for out in outs)
+
+
+@task(task_run_name="{stage}", retries=2, retry_delay_seconds=RETRY_SECONDS)
 def run_stage(stage: str) -> None:
     """One stage, as DVC runs it."""
     path = os.pathsep.join([str(Path(PYTHON).parent), os.environ["PATH"]])

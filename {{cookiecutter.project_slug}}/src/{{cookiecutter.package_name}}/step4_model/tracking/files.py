@@ -1,4 +1,7 @@
-"""Tracking and registry as JSON files under `runs`, safe for several processes at once."""
+"""Tracking and registry as JSON files under `runs`, safe for several processes at once.
+
+A run is a folder with `run.json`; `registry.json` says which one is champion.
+"""
 
 import json
 import shutil

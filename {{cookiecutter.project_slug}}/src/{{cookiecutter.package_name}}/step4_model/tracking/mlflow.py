@@ -1,5 +1,7 @@
-"""Tracking and registry on MLflow over a local SQLite file; look at it with
-``mlflow ui --backend-store-uri sqlite:///mlflow.db``."""
+"""Tracking and registry on MLflow over a local SQLite file.
+
+Look at it with ``mlflow ui --backend-store-uri sqlite:///mlflow.db``, then http://127.0.0.1:5000.
+"""
 
 import logging
 from pathlib import Path
