@@ -7,7 +7,7 @@ TEMPLATE := {{cookiecutter.project_slug}}
 export UV_LINK_MODE ?= copy
 export UV_COMPILE_BYTECODE ?= 1
 
-.PHONY: help demo test test-fast bench check clean
+.PHONY: help demo test test-all test-fast bench check clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -20,8 +20,11 @@ demo: .venv/.ready ## bake the default project into scratch/demo, install it, ru
 	@echo
 	@echo "Look at it: scratch/demo/fraud-detection/reports/index.html"
 
-test: .venv/.ready ## every test of the template, and of what it generates
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+test: .venv/.ready ## the tests of the template and of what it generates, but for the longest
+	PATH="$(dir $(abspath $(UV))):$$PATH" $(BIN)/python -m pytest -n 2 --dist worksteal -m "not all"
+
+test-all: .venv/.ready ## the longest: every two choices together at work, installs from nothing, orchestrators, remotes, updates
+	PATH="$(dir $(abspath $(UV))):$$PATH" $(BIN)/python -m pytest -n 2 --dist worksteal -m all
 
 test-fast: .venv/.ready ## the tests that take seconds
 	$(BIN)/python -m pytest -n 2 -m "not slow and not all"
