@@ -121,6 +121,23 @@ def test_tracking_keeps_runs_versions_and_aliases_apart(candidate: Path, tmp_pat
         assert (tracker.fetch(version, target) / "größe.txt").read_text(encoding="utf-8") == content
 
 
+def test_a_moved_project_keeps_its_versions_and_logs_where_it_is_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "model.txt").write_text("first", encoding="utf-8")
+    run = Run("a run", {}, {}, {}, tmp_path / "files")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    before = open_tracker()
+    version = before.register(before.log(run))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").rename(tmp_path / "there")
+    monkeypatch.chdir(tmp_path / "there")
+    after = open_tracker()
+    assert (after.fetch(version, tmp_path) / "model.txt").read_text(encoding="utf-8") == "first"
+    assert (after.fetch(after.register(after.log(run)), tmp_path / "files") / "model.txt").exists()
+    assert not (tmp_path / "here").exists()
+
+
 def test_the_versions_of_data_change_with_the_data(prepared: Path, tmp_path: Path) -> None:
     before = data_version(prepared)
     for path in prepared.glob("*.parquet"):

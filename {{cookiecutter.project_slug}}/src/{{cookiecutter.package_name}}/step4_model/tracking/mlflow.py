@@ -22,8 +22,12 @@ class MlflowTracker:
         self.uri, self.name = f"sqlite:///{(root / 'mlflow.db').as_posix()}", name
         self.client = MlflowClient(self.uri, self.uri)
         mlflow.set_tracking_uri(self.uri)
+        self.artifacts = root / "mlartifacts"
         found = self.client.get_experiment_by_name(name)
-        self.experiment = found.experiment_id if found else self.client.create_experiment(name, (root / "mlartifacts").as_uri())
+        if found and found.artifact_location != self.artifacts.as_uri():  # the project was moved, and MLflow keeps whole paths
+            name = f"{name} in {root}"
+            found = self.client.get_experiment_by_name(name)
+        self.experiment = found.experiment_id if found else self.client.create_experiment(name, self.artifacts.as_uri())
 
     def log(self, run: Run) -> str:
         """Record a run."""
@@ -58,8 +62,9 @@ class MlflowTracker:
 
     def fetch(self, version: str, folder: Path) -> Path:
         """Copy a version's artifacts."""
-        source = self.client.get_model_version(self.name, version).source
-        return Path(mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=str(folder)))
+        found = self.client.get_model_version(self.name, version)
+        here = self.artifacts / found.run_id / "artifacts" / "model"  # also when the project was moved since
+        return Path(mlflow.artifacts.download_artifacts(artifact_uri=here.as_uri() if here.exists() else found.source, dst_path=str(folder)))
 
 
 def open_tracker(root: Path, name: str) -> Tracker:
