@@ -4,6 +4,7 @@ import logging
 import os
 import subprocess
 import sys
+from datetime import UTC, datetime
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from .params import BUNDLE, ENV_PREFIX, ONLINE, REPORTS, Params, ParamsError, load, overrides
+from .params import BUNDLE, ENV_PREFIX, ONLINE, REPORTS, SCRATCH, Params, ParamsError, load, overrides
 from .step1_requirements.checks import STEPS, StepFailed, close_gate, require_passed
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
@@ -171,14 +172,93 @@ def adopt(
 
 
 @app.command()
-def monitor() -> None:
-    """Look at the newest window of the prediction log: drift, missing values, and whether to train again."""
-    from .step7_monitoring.monitor import REPORT, look
+def monitor(
+    act: Annotated[bool, typer.Option(help="Let the rules retrain or roll back.")] = True,
+    serve: Annotated[int, typer.Option(help="Stay, and look every so many minutes and when Alertmanager calls; metrics on deployment.port + 1.")] = 0,
+) -> None:
+    """Look at the newest window of the prediction log: drift, quality, labels; retrain or roll back where the rules say so."""
+    from .step7_monitoring.monitor import REPORT, keep_looking, monitor
 
-    found = look(load())
-    typer.echo(f"{found.predictions:,} predictions, {found.labels:,} labels; see {REPORT / 'index.html'}")
-    for reason in found.retrain or ["all is quiet"]:
-        typer.echo(f"train again: {reason}" if found.retrain else reason)
+    def once() -> None:
+        found, decisions = monitor(load(), _Project(), act=act)
+        typer.echo(f"{found.predictions:,} predictions of model {found.version}; see {REPORT / 'index.html'}")
+        for why in [why for _, why, _ in found.alarms] or ["all is quiet"]:
+            typer.echo(why)
+        for line in decisions:
+            typer.echo(f"{line.decision}: {line.before or '-'} -> {line.after or '-'}: {line.why}")
+
+    keep_looking(once, load().deployment, serve) if serve else once()
+
+
+@app.command()
+def retrain(
+    why: Annotated[str, typer.Option(help="For the audit log.")] = "by hand",
+    since: Annotated[str, typer.Option(help="Learn only from rows since this moment.")] = "",
+) -> None:
+    """Train again on data/raw and what the prediction log and its labels add; promoted only if better beyond noise."""
+    from .step7_monitoring.retrain import Trigger
+    from .step7_monitoring.retrain import retrain as again
+
+    line = again(load(), Trigger("by hand", why, since or None), _Project(), _now())
+    typer.echo(f"{line.decision}: {line.before or '-'} -> {line.after or '-'}: {line.why}")
+    raise typer.Exit(int(line.decision != "promoted"))
+
+
+@app.command()
+def rollback(why: Annotated[str, typer.Option(help="For the audit log.")] = "by hand") -> None:
+    """Put the former champion back into service; a second time undoes the first."""
+    from .step7_monitoring.retrain import rollback as back
+
+    load()
+    line = back(_Project(), "by hand", why, _now())
+    typer.echo(f"champion {line.after} is back in the place of {line.before}")
+
+
+@app.command()
+def labels(source: _File) -> None:
+    """Take in labels that became known later: a table with prediction_id, label and perhaps at (UTC)."""
+    from .step7_monitoring.window import add_labels
+
+    found = add_labels(source, load().deployment.log.path, SCRATCH)
+    typer.echo(", ".join(f"{count:,} {what}" for what, count in found.items()))
+
+
+@app.command()
+def simulate(
+    days: Annotated[int, typer.Option(help="Of traffic, after the history that the first model learns from.")] = 90,
+    drift_at: Annotated[int, typer.Option(help="The day on which the world moves.")] = 45,
+    drift: Annotated[str, typer.Option(help="none, covariate, concept; several with commas between.")] = "concept",
+    seeds: Annotated[int, typer.Option(help="How many worlds of each kind.")] = 1,
+) -> None:
+    """The time machine: traffic through the real service, log, labels and monitor, and what the loop makes of it."""
+    from .step7_monitoring.simulate import REPORT, Story, play, write_story
+
+    params, told = load(), []
+    for kind in drift.split(","):
+        if kind not in ("none", "covariate", "concept"):
+            raise StepFailed(f"simulate: --drift {kind} is not known; give none, covariate or concept")
+        for seed in range(1, seeds + 1):
+            told.append(play(params, Story(days, drift_at, kind, seed)))
+            typer.echo(f"{kind}, seed {seed}: {', '.join(f'{k} {v}' for k, v in told[-1].figures.items())}")
+    typer.echo(f"{write_story(params, told)}\n\nsee {REPORT / 'index.html'}")
+
+
+def _now() -> datetime:
+    return datetime.now(UTC).replace(tzinfo=None)
+
+
+class _Project:
+    """The pipeline through DVC: see step7_monitoring.retrain.Project."""
+
+    def run(self) -> None:
+        if _dvc("repro", "--quiet"):
+            raise StepFailed("the pipeline stopped; its newest reports say where")
+
+    def track(self) -> None:
+        _dvc_add(load())
+
+    def commit(self) -> None:
+        _dvc("commit", "--quiet", "--force", "deployment", "monitoring")
 
 
 def _fetch_raw(params: Params) -> None:

@@ -21,6 +21,7 @@ ONLINE = Path("data/online.sqlite")  # the latest history of each entity
 SCRATCH = Path("data/.scratch")  # what may be deleted at any time
 CANDIDATE = Path("models/candidate")  # the trained pipelines
 BUNDLE = Path("models/bundle")  # what is served
+FORMER = Path("models/former")  # the champion before, with its reference
 REFERENCE = Path("models/reference/reference.parquet")  # what the monitor compares with
 METRICS = Path("metrics.json")
 RULES = Path("deploy/prometheus/alerts.yml")
@@ -354,6 +355,7 @@ class Data(Section):
     """Where rows come from and what must hold before anything learns from them."""
 
     raw: str
+    since: str | None = None
     sample: Sample | None
     split: Split
     leak_limit: Share = Field(gt=0.5, le=1)
@@ -506,13 +508,32 @@ class Drift(Section):
     min_rows: int = Field(gt=0)
 
 
+class Performance(Section):
+    """How quality is judged once labels have matured."""
+
+    labels: int = Field(gt=0)
+    min_labelled: Share = Field(ge=0, le=1)
+    max_drop: Share = Field(gt=0, lt=1)
+
+
+class Retrain(Section):
+    """When the system is trained again."""
+
+    automatic: bool
+    min_labels: int = Field(gt=0)
+    new_labels: int = Field(gt=0)
+    after_days: float = Field(gt=0)
+    cooldown_days: float = Field(ge=0)
+
+
 class Monitoring(Section):
     """What is watched, and when the system is retrained."""
 
     window_hours: float = Field(gt=0)
     drift: Drift
     max_missing_increase: Share = Field(gt=0, le=1)
-    retrain_after_days: int = Field(gt=0)
+    performance: Performance
+    retrain: Retrain
 
 
 class Params(Section):

@@ -85,7 +85,7 @@ def _listings(rng: np.random.Generator, town: Town, offset: np.ndarray, other_ho
     worth += (0.04 + 0.05 * town.urban[place]) * garden + 0.06 * town.urban[place] * parking
     worth += 0.006 * floor * (kind == 0) + 0.02 * np.sin(2 * np.pi * (offset / YEAR - 0.15)) + rng.normal(0, 0.075, rows)
     # Another taste: energy is dear and work is done at home, so draughty houses and small rooms in town lose.
-    worth += other_taste * (0.10 - 0.085 * energy + 0.22 * (kind > 0) - 0.16 * (kind == 0) + 0.06 * np.log1p(station))
+    worth += other_taste * (-0.10 - 0.085 * energy + 0.22 * (kind > 0) - 0.16 * (kind == 0) + 0.06 * np.log1p(station))
     price = (np.exp(worth) * area).round(-2)
 
     sold = offset + rng.lognormal(3.5, 0.35, rows).clip(7, 59) * DAY

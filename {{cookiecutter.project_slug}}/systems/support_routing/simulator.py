@@ -131,9 +131,9 @@ def _tickets(rng: np.random.Generator, words: Words, customers: Customers, offse
     language, chatty = customers.language[who], 0.25
     if moved == "covariate":  # other customers: a launch abroad, where people chat
         language, chatty = np.where(rng.random(rows) < 0.5, rng.integers(1, 3, rows), language), 0.55
-    if moved == "concept":  # other departments: the work of three is handed to others, whatever the words
-        handed = np.array([7, 2, 2, 3, 5, 5, 6, 7])
-        solver = np.where(rng.random(rows) < 0.7, handed[solver], solver)
+    if moved == "concept":  # other departments: pairs of them trade their work, whatever the words
+        handed = np.array([7, 2, 1, 3, 5, 4, 6, 0])
+        solver = handed[solver]
     channel = np.where(rng.random(rows) < chatty, 1, rng.choice([0, 2, 3], rows, p=[0.5, 0.3, 0.2]))
     product = (rng.random(rows)[:, None] * 100 > PRODUCT_MIX[about].cumsum(axis=1)).sum(axis=1).clip(0, 3)
     priority = np.where(rng.random(rows) < URGENT[about], 2, rng.choice(2, rows, p=[0.3, 0.7]))

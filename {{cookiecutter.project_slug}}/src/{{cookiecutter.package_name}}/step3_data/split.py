@@ -25,19 +25,22 @@ class Counts:
     embargoed: int
 
 
-def assign(connection: duckdb.DuckDBPyConnection, framing: Framing, split: Split, label_delay_days: float) -> Counts:
+def assign(connection: duckdb.DuckDBPyConnection, framing: Framing, split: Split, label_delay_days: float, since: str | None = None) -> Counts:
     """Make the table `parts` (row_id, part) from `events`.
 
     Rows without a label (or with one that framing.labels does not list), or too young for theirs to have arrived, are left out. By time, the test
     part is the newest, and rows whose labels were not yet in when it began are embargoed. By group
     and at random, a hash decides, so that all rows of a group, or all equal rows, fall together.
+    With `since`, older rows are history only, as if they had no label; what the world became is too young for an embargo.
     """
     labelled = f"{name(framing.target)} IS NOT NULL"
     if framing.labels:
         labelled = f"coalesce({name(framing.target)}::VARCHAR IN ({', '.join(text(as_text(label)) for label in framing.labels)}), false)"
     if framing.time and framing.label_time:
         labelled += f" AND {name(framing.time)} <= (SELECT max({name(framing.time)}) FROM events) - {_days(label_delay_days)}"
-    part = _by_time(connection, framing, split, label_delay_days, labelled) if split.by == "time" else _by_hash(framing, split)
+    if framing.time and since:
+        labelled += f" AND {name(framing.time)} >= {text(since)}::TIMESTAMP"
+    part = _by_time(connection, framing, split, 0 if since else label_delay_days, labelled) if split.by == "time" else _by_hash(framing, split)
     connection.execute(
         f"CREATE OR REPLACE TABLE parts AS SELECT row_id, CASE WHEN {labelled} THEN {part} ELSE 'without label' END AS part FROM events"
     )

@@ -1,7 +1,7 @@
 """The search for better settings: Optuna over cross-validation on the training part, resumable."""
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +46,23 @@ def search(framing: Framing, model: Model, split: Split, part: Part, study_name:
 
 
 def write_winner(path: Path, model: Model, winner: dict[str, Any]) -> None:
-    """Put the winning settings into params.yaml, keeping its comments and order."""
+    """Put the winning settings into params.yaml."""
+    rounded = {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in winner.items()}
+    write_values(path, {f"model.{model.kind}.{name}": value for name, value in rounded.items()})
+
+
+def write_values(path: Path, values: Mapping[str, Any]) -> None:
+    """Change values of params.yaml, given by their dotted names, keeping its comments and order."""
     yaml = YAML()
     yaml.preserve_quotes, yaml.width = True, 4096
     yaml.indent(mapping=2, sequence=4, offset=2)
     document = yaml.load(path)
-    for name, value in winner.items():
-        document["model"][model.kind][name] = float(f"{value:.4g}") if isinstance(value, float) else value
+    for name, value in values.items():
+        *sections, last = name.split(".")
+        place = document
+        for section in sections:
+            place = place[section]
+        place[last] = value
     text = io.StringIO()
     yaml.dump(document, text)
     write_text(path, text.getvalue())

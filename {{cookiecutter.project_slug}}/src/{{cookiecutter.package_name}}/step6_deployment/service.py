@@ -23,7 +23,16 @@ from typing import Any, NamedTuple
 
 import uvicorn
 from fastapi import FastAPI, Request, Response
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
@@ -48,6 +57,7 @@ class Metrics:
 
     def __init__(self, served: "Served", latency: Latency) -> None:
         registry = self.registry = CollectorRegistry()
+        ProcessCollector(registry=registry)  # CPU and memory
         wanted = (latency.p50 / 1000, *(latency.p99 / 1000 * k for k in (1, 2, 5, 10)))  # the requirement, and well beyond
         ladder = sorted({0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, *wanted})
         self.seconds = Histogram("predict_latency_seconds", "Time to answer a predict request", buckets=ladder, registry=registry)

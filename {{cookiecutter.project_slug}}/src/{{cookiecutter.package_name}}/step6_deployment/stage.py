@@ -3,6 +3,7 @@
 import json
 import logging
 import platform
+import shutil
 from collections.abc import Sequence
 from datetime import date, datetime
 from decimal import Decimal
@@ -19,7 +20,7 @@ from skl2onnx import to_onnx
 from skl2onnx.common.data_types import FloatTensorType, StringTensorType
 from sklearn.pipeline import Pipeline
 
-from ..params import BUNDLE, CANDIDATE, ONLINE, PREPARED, REPORTS, SCRATCH, Framing, Params, Parity
+from ..params import BUNDLE, CANDIDATE, FORMER, ONLINE, PREPARED, REFERENCE, REPORTS, SCRATCH, Framing, Params, Parity
 from ..step1_requirements.checks import STEPS, Check, StepFailed, check_bound, check_that, checks_section, raise_if_failed, save_verdict
 from ..step1_requirements.page import page, paragraph, section, whole_folder, write_text
 from ..step2_framing.contract import as_text, inputs_of
@@ -29,7 +30,7 @@ from ..step4_model.pipeline import predict
 from ..step4_model.tracking import CHAMPION, open_tracker
 from ..step4_model.train import Part, Trained, read, read_part
 from .loadtest import Load, ask, closed_loop, constant_rate, figures, load_sections, running_service
-from .predictor import FALLBACK, MODEL, Predictor, Scorer, seal
+from .predictor import FALLBACK, MANIFEST, MODEL, Predictor, Scorer, seal
 
 RESULT = "evaluation.json"
 log = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ def run(params: Params) -> None:
             write_text(report / "load.json", json.dumps(figures(params, loads, fastest), indent=2))
             save_verdict("deployment", checks, report)
         raise_if_failed("deployment", checks, target / "index.html")
+        _keep_former(evaluation["version"]["version"])
     if online.exists():
         online.replace(ONLINE)
     open_tracker().set_alias(CHAMPION, evaluation["version"]["version"])
@@ -84,6 +86,16 @@ def check_parity(settings: Parity, expected: NDArray[Any], exported: NDArray[Any
     mend = "The export computes something else: train another model.kind, or find the column with `tests/test_step6_deployment.py`."
     check = f"largest difference of the {what} export on {len(expected):,} rows"
     return check_bound("parity", check, difference, at_most=settings.max_difference, mend=mend)
+
+
+def _keep_former(version: str) -> None:
+    """Set aside the champion that is about to be replaced, with its reference: what `rollback` puts back."""
+    served = BUNDLE / MANIFEST
+    if served.exists() and json.loads(served.read_text(encoding="utf-8"))["version"]["version"] != version:
+        with whole_folder(FORMER) as folder:
+            for part in (BUNDLE, REFERENCE.parent):
+                if part.exists():
+                    shutil.copytree(part, folder / part.name)
 
 
 def _build(params: Params, trained: Trained, test: Part, evaluation: dict[str, Any], folder: Path) -> list[Check]:

@@ -25,17 +25,40 @@ def alert_rules(requirements: Requirements, monitoring: Monitoring, package: str
 
 
 def dashboard(requirements: Requirements, monitoring: Monitoring) -> dict[str, Any]:
-    """The Grafana dashboard of dashboard.json, its thresholds filled in."""
-    board: dict[str, Any] = _fill(json.loads((ROOM / "dashboard.json").read_text(encoding="utf-8")), _values(requirements, monitoring))
-    return board
+    """The Grafana dashboard of dashboard.json: a row per kind of metric, four panels wide, its limits filled in."""
+    spec = _fill(json.loads((ROOM / "dashboard.json").read_text(encoding="utf-8")), _values(requirements, monitoring))
+    panels: list[dict[str, Any]] = []
+    height = 0
+    for title, row in spec["rows"].items():
+        panels.append({"type": "row", "title": title, "collapsed": False, "panels": [], "gridPos": {"x": 0, "y": height, "w": 24, "h": 1}})
+        panels += [_panel(p, 6 * (k % 4), height + 1 + 8 * (k // 4)) for k, p in enumerate(row)]
+        height += 1 + 8 * -(-len(row) // 4)
+    board = {"uid": "predictions", "title": spec["title"], "timezone": "utc", "schemaVersion": 39, "refresh": "30s"}
+    return board | {"time": {"from": "now-6h", "to": "now"}, "panels": [{"id": k, **p} for k, p in enumerate(panels, start=1)]}
+
+
+def _panel(spec: dict[str, Any], x: int, y: int) -> dict[str, Any]:
+    steps = [{"color": "green", "value": None}] + ([{"color": "red", "value": spec["limit"]}] if "limit" in spec else [])
+    style = {"thresholdsStyle": {"mode": "line" if "limit" in spec else "off"}}
+    return {
+        "type": "timeseries",
+        "title": spec["title"],
+        "gridPos": {"x": x, "y": y, "w": 6, "h": 8},
+        "datasource": {"type": "prometheus", "uid": "prometheus"},
+        "targets": [{"refId": "A", "expr": spec["expr"]}],
+        "fieldConfig": {"defaults": {"unit": spec["unit"], "thresholds": {"mode": "absolute", "steps": steps}, "custom": style}, "overrides": []},
+    }
 
 
 def _values(requirements: Requirements, monitoring: Monitoring) -> dict[str, Any]:
     """What may stand behind an @ in alerts.yml and dashboard.json."""
     budget, failed = 1 - requirements.availability, 'predict_requests_total{outcome="failed"}'
     shares = {w: f"sum(rate({failed}[{w}])) / sum(rate(predict_requests_total[{w}]))" for w in ("5m", "30m", "1h", "6h", "3d")}
+    seconds = "sum by (le) (rate(predict_latency_seconds_bucket[WINDOW]))"
+    slow = (("p856", 0.856, "5m"), ("p856", 0.856, "1h"), ("p94", 0.94, "30m"), ("p94", 0.94, "6h"), ("p99", 0.99, "6h"), ("p99", 0.99, "3d"))
     return {
         **{f"errors_{window}": share for window, share in shares.items()},
+        **{f"{name}_{w}": f"histogram_quantile({share}, {seconds.replace('WINDOW', w)})" for name, share, w in slow},
         "availability": requirements.availability,
         "budget": round(budget, 9),
         "budget_steady": round(6 * budget, 9),
@@ -45,8 +68,12 @@ def _values(requirements: Requirements, monitoring: Monitoring) -> dict[str, Any
         "p99_ms": requirements.latency_ms.p99,
         "throughput": requirements.throughput_per_second,
         "psi": monitoring.drift.psi,
+        "missing": monitoring.max_missing_increase,
+        "labelled": monitoring.performance.min_labelled,
         "silence_seconds": monitoring.window_hours * 2 * 3600,
+        "old_seconds": monitoring.retrain.after_days * 2 * 86_400,
         "kpi": requirements.kpi.name,
+        "kpi_target": requirements.kpi.target,
         "goal": requirements.goal,
     }
 

@@ -1,97 +1,241 @@
-"""One look at the newest window of the prediction log: drift, missing values, performance, and whether to retrain."""
+"""One look at the newest window of the prediction log, and what follows from it: calm, an alert, a retraining, a rollback."""
 
 import json
-import sqlite3
-from contextlib import closing
-from dataclasses import asdict, dataclass
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Any
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Event, Thread
 
+import numpy as np
 import pyarrow.parquet as pq
-from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
-from ..params import REFERENCE, REPORTS, Params
+from ..params import BUNDLE, FORMER, ONLINE, REFERENCE, REPORTS, Deployment, Params, ParamsError
 from ..step1_requirements.checks import StepFailed
-from ..step1_requirements.page import BLUE, axes, figure, page, section, table, whole_folder, write_text
-from ..step3_data.encode import columns_of
-from .drift import SCORE, Moved, compare
+from ..step1_requirements.page import BLUE, GREY, RED, axes, figure, page, paragraph, section, table, whole_folder, write_text
+from ..step3_data.encode import columns_of, encode_labels
+from ..step5_evaluation.metrics import Answers
+from ..step6_deployment.prediction_log import ask_log
+from ..step6_deployment.predictor import Predictor
+from . import audit
+from .audit import Line
+from .drift import Moved, compare
+from .exporter import metrics_text
+from .quality import Judged, answers_in, confidence, estimate, importances, judge
+from .retrain import Project, decide, new_labels, recover, retrain, rollback
+from .window import JOINED, Window, count_labels, iso, read_window
 
 REPORT = REPORTS / "monitor"
+MOST_PICTURES = 12
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Look:
-    """What one look found; `retrain` holds the reasons to train again, none when all is quiet."""
+    """What one look found. `alarms` are (rule, why, since) of what is not as it should be; `calm` means far from all limits."""
 
     at: str
+    version: str
     predictions: int
-    labels: int
+    newest: str | None
     moved: list[Moved]
-    retrain: list[str]
+    labels: dict[str, int]
+    labelled: float | None
+    judged: list[Judged]
+    estimate: tuple[str, float] | None
+    confidence: float
+    importance: dict[str, tuple[float, float]]
+    alarms: list[tuple[str, str, str]]
+    calm: bool
 
 
-def look(params: Params, now: datetime | None = None) -> Look:
-    """Judge the newest window and write reports/monitor (page, JSON and Prometheus metrics).
+def monitor(params: Params, project: Project, now: datetime | None = None, *, act: bool = True) -> tuple[Look, list[Line]]:
+    """Look, write what was found into reports/monitor, and let the rules decide; returns the look and the decisions made.
 
     Raises:
-        StepFailed: when there is no prediction log, or no reference to compare with.
+        StepFailed: when there is nothing to look at, or another retraining runs.
     """
     now = now or datetime.now(UTC).replace(tzinfo=None)
+    before = len(audit.read())
+    recover(project, now)
+    found = look(params, now)
+    _note(found, now)
+    publish(params, found, now)
+    if act and params.monitoring.retrain.automatic:
+        lines = audit.read()
+        broken = [j for j in found.judged if j.group == "guard_rails" and j.breached]
+        came = audit.last(lines, "noticed", "promoted", "rolled_back")
+        if broken and came and came.decision == "promoted" and (FORMER / BUNDLE.name).exists():
+            rollback(project, "guard_rail", f"{_say(broken[0])} with the new champion", now)
+        elif trigger := decide(params, lines, now, new_labels(params, lines, now)):
+            retrain(params, trigger, project, now)
+        if len(audit.read()) > len(lines):
+            publish(params, found, now)
+    return found, audit.read()[before:]
+
+
+def look(params: Params, now: datetime) -> Look:
+    """Judge the newest window of the model in service, and its newest matured labels.
+
+    Raises:
+        StepFailed: when the prediction log, the bundle or the reference is missing or damaged.
+    """
     if not REFERENCE.exists():
         raise StepFailed(f"monitor: {REFERENCE} is not here; `run` writes it")
+    predictor, settings, framing = Predictor(BUNDLE, ONLINE), params.monitoring, params.framing
     reference = pq.read_table(REFERENCE)
-    window, labels = _window(Path(params.deployment.log.path), now - timedelta(hours=params.monitoring.window_hours))
-    rows = len(window[SCORE])
-    moved = compare(params.framing, params.monitoring.drift, columns_of(reference, reference.column_names), window)
-    retrain = [f"{m.column} drifted: PSI {m.psi:.2f}" for m in moved if m.drifted]
-    if rows >= params.monitoring.drift.min_rows:
-        gone = [m for m in moved if m.missing_now - m.missing_before > params.monitoring.max_missing_increase]
-        retrain += [f"{m.column} is missing in {m.missing_now:.0%} of rows, {m.missing_before:.0%} before" for m in gone]
-    found = Look(now.isoformat(timespec="seconds"), rows, labels, moved, retrain)
+    since, mature = now - timedelta(hours=settings.window_hours), now - timedelta(days=params.requirements.label_delay_days)
+    log, mine = params.deployment.log.path, "model_version = ?"
+    window = read_window(log, framing, now, f"{mine} AND at > ?", predictor.version, iso(since))
+    matured = read_window(log, framing, now, f"{mine} AND label IS NOT NULL AND label_at <= ? AND at <= ?", predictor.version, iso(now), iso(mature),
+                          newest=settings.performance.labels)  # fmt: skip
+    labels = count_labels(log, now, since, params.requirements.label_delay_days)
+    newest = ask_log(log, "SELECT max(at) FROM predictions WHERE at <= ?", (iso(now),))[0][0]
+    due = f"SELECT count(*), count(label) FROM {JOINED} WHERE at > ? AND at <= ?"
+    answered, labelled = ask_log(log, due, (iso(now), iso(now), iso(mature - (now - since)), iso(mature)))[0]
+    moved = compare(framing, settings.drift, columns_of(reference, reference.column_names), window.columns)
+    judged, importance = _judge(params, predictor, matured)
+    alarms = [("drift", f"{m.column} drifted: PSI {m.psi:.2f}", iso(since)) for m in sorted(moved, key=lambda m: -m.psi) if m.drifted]
+    alarms += [("performance", _say(j), matured.at[0]) for j in judged if j.breached]
+    calm = not any(j.breached for j in judged) and all(m.psi < settings.drift.psi / 2 for m in moved) and len(window) >= settings.drift.min_rows
+    if len(window) >= settings.drift.min_rows:
+        gone = [m for m in moved if m.missing_now - m.missing_before > settings.max_missing_increase]
+        alarms += [("missing", f"{m.column} is missing in {m.missing_now:.0%} of rows, {m.missing_before:.0%} before", iso(since)) for m in gone]
+    return Look(iso(now), predictor.version, window.of, newest, moved, labels, labelled / answered if answered else None, judged,
+                estimate(framing, predictor.classes, window), confidence(framing, window), importance, alarms, calm)  # fmt: skip
+
+
+def publish(params: Params, found: Look, now: datetime) -> None:
+    """Write reports/monitor: page, JSON and Prometheus metrics."""
+    lines = audit.read()
+    plain = asdict(replace(found, moved=[]))
+    plain["moved"] = [{name: value for name, value in asdict(m).items() if name != "picture"} for m in found.moved]
     with whole_folder(REPORT) as folder:
-        write_text(folder / "index.html", _page(params, found))
-        write_text(folder / "monitor.json", json.dumps(asdict(found), indent=2))
-        write_text(folder / "monitor.prom", _metrics(found, now))
-    return found
+        write_text(folder / "index.html", _page(params, found, lines))
+        write_text(folder / "monitor.json", json.dumps(plain, indent=2, ensure_ascii=False))
+        write_text(folder / "monitor.prom", metrics_text(params, found, lines, now))
 
 
-def _window(path: Path, since: datetime) -> tuple[dict[str, list[Any]], int]:
-    """Inputs and scores logged since a moment as columns, and the number of labels among them."""
-    if not path.exists():
-        raise StepFailed(f"monitor: there is no prediction log at {path}; `serve` writes it once it is asked")
-    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5)) as store:
-        rows = store.execute("SELECT inputs, score FROM predictions WHERE at >= ? AND role <> 'shadow' ORDER BY at", (since.isoformat(),)).fetchall()
-        labels = store.execute(
-            "SELECT count(DISTINCT prediction_id) FROM labels JOIN predictions USING (prediction_id) WHERE predictions.at >= ?", (since.isoformat(),)
-        ).fetchone()[0]
-    records = [json.loads(r[0]) for r in rows]
-    columns = {name: [r.get(name) for r in records] for name in (records[0] if records else {})}
-    return columns | {SCORE: [r[1] for r in rows]}, labels
+def _judge(params: Params, predictor: Predictor, matured: Window) -> tuple[list[Judged], dict[str, tuple[float, float]]]:
+    """Quality on enough matured labels, and each input's importance in the reference and now."""
+    fewest = params.monitoring.performance.labels
+    if len(matured) < fewest or len((answers := answers_in(predictor, matured)).labels) < fewest / 2:  # some may be labels that nobody knows
+        return [], {}
+    reference = pq.read_table(REFERENCE)
+    reference = reference.slice(max(0, reference.num_rows - len(answers.labels)))
+    columns = columns_of(reference, predictor.names)
+    raw = predictor.scores(columns, reference.num_rows)
+    labels = encode_labels(predictor.framing, predictor.classes, reference.column(predictor.framing.target).to_pylist())
+    decisions = np.array([predictor.classes.index(str(d)) for d in predictor.decisions(raw)]) if predictor.classes else raw
+    then = importances(predictor, columns, Answers(labels, raw[:, 1] if predictor.framing.task == "binary" else raw, decisions))
+    now = importances(predictor, matured.columns, answers)
+    return judge(params, predictor, answers), {name: (then[name], now[name]) for name in now}
 
 
-def _metrics(found: Look, now: datetime) -> str:
-    registry = CollectorRegistry()
-    psi = Gauge("drift_psi_ratio", "Population stability index against the reference", ["column"], registry=registry)
-    drifted = Gauge("drift_detected", "1 where a column moved beyond chance and beyond the limit", ["column"], registry=registry)
-    missing = Gauge("window_missing_ratio", "Share of missing values in the window", ["column"], registry=registry)
-    for m in found.moved:
-        psi.labels(m.column).set(m.psi)
-        drifted.labels(m.column).set(m.drifted)
-        missing.labels(m.column).set(m.missing_now)
-    Gauge("window_predictions", "Predictions in the window", registry=registry).set(found.predictions)
-    Gauge("monitor_last_run_timestamp_seconds", "When the monitor last looked", registry=registry).set(now.replace(tzinfo=UTC).timestamp())
-    return generate_latest(registry).decode()
+def _note(found: Look, now: datetime) -> None:
+    """Put into the audit log what changed: another champion, trouble that began, trouble that is over."""
+    lines, at = audit.read(), iso(now)
+    came = audit.last(lines, "noticed", "promoted", "rolled_back")
+    if came is None or came.after != found.version:
+        lines.append(
+            audit.write(Line(at, "noticed", "champion", "a bundle that the monitor did not put there", came.after if came else None, found.version))
+        )
+    alert = audit.open_alert(lines)
+    causes = [a for a in found.alarms if a[0] in ("drift", "performance")]
+    if causes and alert is None:
+        rule, why, since = causes[0]
+        audit.write(Line(at, "alert", rule, why if len(causes) == 1 else f"{why}, and {len(causes) - 1} more", found.version, None, since))
+    elif alert and found.calm:
+        audit.write(Line(at, "quiet", alert.rule, "every column is below half of its limit again, and no target is missed", found.version, None))
 
 
-def _page(params: Params, found: Look) -> str:
-    rows = [(m.column, m.psi, m.test, m.p_value, m.missing_before, m.missing_now, m.rows, "yes" if m.drifted else "no") for m in found.moved]
-    shown = sorted(found.moved, key=lambda m: m.psi)[-20:]
+def _say(j: Judged) -> str:
+    against = {"champion": "what it was at its evaluation, less the slack", "guard_rails": "its guard rail", "quality": "its target"}[j.group]
+    return f"{j.metric} is {j.value:.4g} [{j.low:.4g}, {j.high:.4g}], on the wrong side of {against}, {j.bound:.4g}"
+
+
+def _page(params: Params, found: Look, lines: list[Line]) -> str:
+    drift, moved = params.monitoring.drift, sorted(found.moved, key=lambda m: -m.psi)
+    shown = moved[:20][::-1]
     drawing, panel = axes(7, 0.8 + 0.22 * max(1, len(shown)))
-    panel.barh([m.column[:40] for m in shown], [m.psi for m in shown], color=BLUE)
-    panel.axvline(params.monitoring.drift.psi, color="#b3382c", linestyle="--")
+    panel.barh([m.column[:40] for m in shown], [m.psi for m in shown], color=[RED if m.drifted else BLUE for m in shown])
+    panel.axvline(drift.psi, color=RED, linestyle="--")
     panel.set_xlabel("population stability index; dashed: the limit")
-    lead = f"{found.predictions:,} predictions in the last {params.monitoring.window_hours:g} hours, {found.labels:,} labels. "
-    lead += "All is quiet." if not found.retrain else "Train again: " + "; ".join(found.retrain) + "."
-    header = ("column", "PSI", "test", "p", "missing before", "missing now", "rows", "drifted")
-    return page("Monitor", lead, section("Drift", figure(drawing, "Every input and the score against the reference data."), table(header, rows)))
+    lead = f"{found.predictions:,} predictions of model {found.version} in the {params.monitoring.window_hours:g} hours up to {found.at[:16]}. "
+    lead += "All is quiet." if not found.alarms else "; ".join(why for _, why, _ in found.alarms) + "."
+    rows = [
+        (m.column, m.psi, m.test, m.distance, m.p_value, m.wasserstein, m.missing_before, m.missing_now, "yes" if m.drifted else "no") for m in moved
+    ]
+    header = ("column", "PSI", "test", "distance", "p", "Wasserstein", "missing before", "missing now", "drifted")
+    share = "none are due yet" if found.labelled is None else f"{found.labelled:.0%} of the predictions due in the newest matured window have theirs"
+    quality = [paragraph(f"Labels: {', '.join(f'{n:,} {kind}' for kind, n in found.labels.items())}; {share}.".replace("_", " "))]
+    if found.judged:
+        rows_of = [(j.metric, j.value, j.low, j.high, j.bound, j.group.replace("_", " "), "fail" if j.breached else "pass") for j in found.judged]
+        quality.append(table(("metric", "value", "from", "to", "bound", "whose", "verdict"), rows_of))
+    else:
+        quality.append(paragraph(f"Not measured: fewer than {params.monitoring.performance.labels:,} matured labels of this model."))
+    if found.estimate:
+        quality.append(
+            paragraph(f"Estimate, not a measurement: {found.estimate[0]} of {found.estimate[1]:.4g} in this window, if the scores are calibrated.")
+        )
+    importance = [(name, then, now) for name, (then, now) in sorted(found.importance.items(), key=lambda item: -item[1][1])]
+    done = [(line.at[:16], line.decision.replace("_", " "), line.rule, line.before or "", line.after or "", line.why) for line in lines[::-1][:20]]
+    return page(
+        "Monitor", lead,
+        section("Drift", figure(drawing, "Every input and the score against the reference data."), *_pictures(moved), table(header, rows)),
+        section("Quality, once labels are in", *quality),
+        *([section("What the model listens to", table(("input", "share in the reference", "share now"), importance))] if importance else []),
+        section("Decisions", table(("when", "decision", "rule", "from", "to", "why"), done)),
+    )  # fmt: skip
+
+
+def _pictures(moved: list[Moved]) -> list[str]:
+    """The columns that moved, reference beside window."""
+    pictures = []
+    for m in [m for m in moved if m.drifted][:MOST_PICTURES]:
+        drawing, panel = axes(7, 2.2)
+        place, (bins, old, new) = np.arange(len(m.picture[0])), m.picture
+        panel.bar(place - 0.2, old, 0.4, color=GREY, label="reference")
+        panel.bar(place + 0.2, new, 0.4, color=RED, label="window")
+        panel.set_xticks(place, [b[:14] for b in bins], rotation=30, ha="right")
+        panel.set(ylabel="share of rows")
+        panel.legend()
+        pictures.append(figure(drawing, f"{m.column}: PSI {m.psi:.2f}, {m.test} {m.distance:.2f}."))
+    return pictures
+
+
+def keep_looking(once: Callable[[], None], settings: Deployment, minutes: float) -> None:
+    """Look every so many minutes, and at once when Alertmanager posts an alert; the newest metrics are at /metrics."""
+    due = Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            """The newest metrics."""
+            path = REPORT / "monitor.prom"
+            self._answer(200 if path.exists() else 503, path.read_bytes() if path.exists() else b"")
+
+        def do_POST(self) -> None:
+            """An alert: look now, whatever it says."""
+            self.rfile.read(int(self.headers.get("content-length") or 0))
+            due.set()
+            self._answer(202, b"")
+
+        def _answer(self, status: int, body: bytes) -> None:
+            self.send_response(status)
+            self.send_header("content-type", "text/plain; version=0.0.4; charset=utf-8")
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Requests are not worth a line."""
+
+    server = ThreadingHTTPServer((settings.host, settings.port + 1), Handler)
+    Thread(target=server.serve_forever, daemon=True).start()
+    while True:
+        due.clear()
+        try:
+            once()
+        except (StepFailed, ParamsError) as error:
+            log.error("%s", error)
+        due.wait(minutes * 60)

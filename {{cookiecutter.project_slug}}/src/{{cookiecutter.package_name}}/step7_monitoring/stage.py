@@ -25,11 +25,9 @@ def run(params: Params) -> None:
         StepFailed: when the drift check would call the reference itself drifted.
     """
     package, target = __package__.partition(".")[0], REPORTS / STEPS["monitoring"]
-    reference = _reference(params)
+    reference = write_reference(params)
     rules = alert_rules(params.requirements, params.monitoring, package)
     board = dashboard(params.requirements, params.monitoring)
-    with whole_folder(REFERENCE.parent) as folder:
-        pq.write_table(reference, folder / REFERENCE.name)
     write_text(RULES, yaml.safe_dump(rules, sort_keys=False, allow_unicode=True, width=200))
     write_text(DASHBOARD, json.dumps(board, indent=2, ensure_ascii=False))
     checks = [_quiet_on_itself(params, reference)]
@@ -48,14 +46,17 @@ def run(params: Params) -> None:
     raise_if_failed("monitoring", checks, target / "index.html")
 
 
-def _reference(params: Params) -> pa.Table:
-    """The newest rows of the test part, inputs and the bundle's scores."""
+def write_reference(params: Params) -> pa.Table:
+    """Write models/reference: the newest rows of the test part, inputs, target and the bundle's scores."""
     names = columns_read(params.framing)
-    rows = pq.read_table(PREPARED / "test.parquet", columns=names)
+    rows = pq.read_table(PREPARED / "test.parquet", columns=[*names, params.framing.target])
     rows = rows.slice(max(0, rows.num_rows - REFERENCE_ROWS))
     predictor = Predictor(BUNDLE, ONLINE)
     scores = predictor.main_scores(predictor.scores(columns_of(rows, names), rows.num_rows))
-    return rows.append_column(SCORE, pa.array(scores, pa.float64()))
+    reference = rows.append_column(SCORE, pa.array(scores, pa.float64()))
+    with whole_folder(REFERENCE.parent) as folder:
+        pq.write_table(reference, folder / REFERENCE.name)
+    return reference
 
 
 def _quiet_on_itself(params: Params, reference: pa.Table) -> Check:

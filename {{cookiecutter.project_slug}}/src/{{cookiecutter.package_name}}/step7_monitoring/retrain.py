@@ -1,0 +1,257 @@
+"""When to train again, on what, and what becomes of it; every decision goes into the audit log, and a crash loses nothing."""
+
+import json
+import os
+import shutil
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..params import BUNDLE, FORMER, PATH, REFERENCE, SCRATCH, Framing, Params, load
+from ..step1_requirements.checks import STEPS, Check, StepFailed, load_verdict
+from ..step1_requirements.page import whole_folder
+from ..step3_data.source import connect, name, text, write_query
+from ..step4_model.tracking import CHAMPION, open_tracker
+from ..step6_deployment.prediction_log import ask_log
+from ..step6_deployment.predictor import MANIFEST, open_bundle
+from . import audit
+from .audit import Line
+from .window import JOINED, iso, logged_value
+
+UNDO = Path("models/retraining")  # what a retraining that fails puts back
+TRAINED = ("noticed", "promoted", "refused", "rolled_back")  # decisions after which age and new labels count anew
+FROM_LOG = "prediction_id"  # the column of data/raw that tells rows of the log from those that you brought
+
+
+class Project(Protocol):
+    """How the pipeline is run and data are put under version control: with DVC, or in the time machine without."""
+
+    def run(self) -> None:
+        """All steps on data/raw and params.yaml as they are; raises StepFailed when a gate closes."""
+
+    def track(self) -> None:
+        """Take note of changed raw data."""
+
+    def commit(self) -> None:
+        """Take note of a bundle that was put back, so that the next run does not replace it again."""
+
+
+@dataclass(frozen=True)
+class Trigger:
+    """Why to train again; `since` is when the world changed, and rows before it are then not learned from."""
+
+    rule: str
+    why: str
+    since: str | None = None
+
+
+def new_labels(params: Params, lines: Sequence[Line], now: datetime) -> int:
+    """Matured labels of predictions since the open alert began or, without one, since the last training."""
+    begun = audit.open_alert(lines) or audit.last(lines, *TRAINED)
+    mature = now - timedelta(days=params.requirements.label_delay_days)
+    values = (iso(now), iso(now), (begun.since or begun.at) if begun else iso(now), iso(mature), iso(now))
+    return int(ask_log(params.deployment.log.path, f"SELECT count(label) FROM {JOINED} WHERE at > ? AND at <= ? AND label_at <= ?", values)[0][0])
+
+
+def decide(params: Params, lines: Sequence[Line], now: datetime, labels: int) -> Trigger | None:
+    """Whether to train again: an alert with enough labels of the new world, the champion's age, or many new labels.
+
+    `labels` is what `new_labels` counted. Nothing is decided within the cool-down after the last retraining or rollback.
+    """
+    rules, alert = params.monitoring.retrain, audit.open_alert(lines)
+    if audit.within(audit.last(lines, "retraining", "rolled_back"), now, rules.cooldown_days):
+        return None
+    if alert:
+        return Trigger(alert.rule, f"{alert.why}; {labels:,} labels since then", alert.since) if labels >= rules.min_labels else None
+    trained = audit.last(lines, *TRAINED)
+    if trained and not audit.within(trained, now, rules.after_days):
+        return Trigger("age", f"champion {trained.after} was not challenged since {trained.at}, longer than {rules.after_days:g} days")
+    if labels >= rules.new_labels:
+        return Trigger("new_labels", f"{labels:,} labels have matured since the last training")
+    return None
+
+
+def retrain(params: Params, trigger: Trigger, project: Project, now: datetime) -> Line:
+    """Extend data/raw by what the log and its labels tell, run the pipeline, and say what came of it.
+
+    The challenger passes the same gate as every model and must beat the champion on the newest rows. When it does not,
+    or anything fails, data and params.yaml are put back and the champion goes on serving.
+
+    Raises:
+        StepFailed: when another retraining runs.
+    """
+    with _alone():
+        recover(project, now)
+        champion = serving()
+        line = audit.write(Line(iso(now), "retraining", trigger.rule, trigger.why, champion, None, trigger.since))
+        _keep(params)
+        try:
+            rows = extend_raw(params, now, keep_old=params.framing.time is not None or trigger.since is None)
+            if trigger.since and params.framing.time:
+                from ..step4_model.tune import write_values
+
+                write_values(PATH, {"data.since": trigger.since})
+            project.track()
+            project.run()
+            if serving() == champion:
+                raise StepFailed("the pipeline passed, but no new model is in service")
+        except BaseException as error:
+            outcome = "refused" if isinstance(error, StepFailed) else "failed"
+            line = audit.write(replace(line, at=_later(now), decision=outcome, why=_reason(error), after=champion))
+            restore(project)
+            if outcome == "refused" and trigger.since:
+                _accept_new_world(params)
+            if not isinstance(error, Exception):  # Ctrl+C ends the program all the same
+                raise
+            return line
+        shutil.rmtree(UNDO)
+        return audit.write(
+            replace(line, at=_later(now), decision="promoted", why=f"passed every gate, on {rows:,} rows of the log too", after=serving())
+        )
+
+
+def rollback(project: Project, rule: str, why: str, now: datetime) -> Line:
+    """Put the former champion's bundle and reference back; the bad one takes their place, so a second rollback undoes the first.
+
+    Raises:
+        StepFailed: when there is no former champion, or its bundle is not what was sealed.
+    """
+    with _alone():
+        recover(project, now)
+        if not (FORMER / BUNDLE.name).exists():
+            raise StepFailed(f"rollback: there is no former champion in {FORMER}; `git checkout COMMIT dvc.lock` and `dvc checkout` bring back any")
+        former, champion = open_bundle(FORMER / BUNDLE.name)["version"]["version"], serving()
+        for folder in (BUNDLE, REFERENCE.parent):
+            if (FORMER / folder.name).exists():
+                aside = folder.with_name(folder.name + ".aside")
+                shutil.rmtree(aside, ignore_errors=True)
+                os.replace(folder, aside)
+                os.replace(FORMER / folder.name, folder)
+                os.replace(aside, FORMER / folder.name)
+        open_tracker().set_alias(CHAMPION, former)
+        project.commit()
+        return audit.write(Line(iso(now), "rolled_back", rule, why, champion, former))
+
+
+def extend_raw(params: Params, now: datetime, *, keep_old: bool) -> int:
+    """Write data/raw again: the rows that you brought, then those of the log that are younger, with their labels by now.
+
+    Rows taken from the log before are taken again, because labels have come since. What the log does not know is null.
+    Without `keep_old`, only the log's rows stay. Returns how many came from the log.
+    """
+    raw, framing = Path(params.data.raw), params.framing
+    query = f"SELECT prediction_id, inputs, label, label_at FROM {JOINED} ORDER BY at"
+    found = ask_log(params.deployment.log.path, query, (iso(now), iso(now)))
+    columns = ["prediction_id", "inputs", "label", "label_at"]
+    logged = pa.table({c: pa.array([r[k] for r in found], pa.string()) for k, c in enumerate(columns)})
+    with closing(connect(params.data.memory_gb, SCRATCH)) as connection:
+        connection.register("logged", logged)
+        names = [n for n in pq.read_schema(raw).names if n != FROM_LOG]
+        own = [*names, FROM_LOG] if FROM_LOG in pq.read_schema(raw).names else names
+        connection.execute(f"CREATE VIEW everything AS SELECT * FROM read_parquet({text(raw)}) AS t({', '.join(f'c{k}' for k in range(len(own)))})")
+        mine = f"SELECT * FROM everything WHERE {f'c{len(names)} IS NULL' if own != names else 'true'}"
+        connection.execute(f"CREATE VIEW brought AS SELECT {', '.join(f'c{k}' for k in range(len(names)))}, NULL::VARCHAR AS logged_as FROM ({mine})")
+        types = [row[1] for row in connection.execute("DESCRIBE brought").fetchall()]
+        rows = ", ".join(f"TRY_CAST({_from_log(framing, n)} AS {types[k]}) AS c{k}" for k, n in enumerate(names))
+        connection.execute(f"CREATE TABLE came AS SELECT {rows}, prediction_id AS logged_as FROM logged")
+        if framing.time:
+            time = name(f"c{names.index(framing.time)}")
+            connection.execute(f"DELETE FROM came WHERE {time} IS NULL OR {time} <= (SELECT max({time}) FROM brought)")
+        count: int = connection.execute("SELECT count(*) FROM came").fetchall()[0][0]
+        both = "SELECT * FROM brought UNION ALL SELECT * FROM came" if keep_old else "SELECT * FROM came"
+        partial = raw.with_name(raw.name + ".partial")
+        write_query(connection, both, [*names, FROM_LOG], partial)
+    os.replace(partial, raw)
+    return count
+
+
+def recover(project: Project, now: datetime) -> None:
+    """Finish what a crash left half done: a retraining without an outcome is promoted if its bundle was whole, else undone."""
+    lines = audit.read()
+    begun = audit.last(lines, "retraining", *audit.DONE)
+    if begun and begun.decision == "retraining":
+        done = "promoted" if serving() != begun.before else "interrupted"
+        if done == "promoted":
+            shutil.rmtree(UNDO, ignore_errors=True)
+        else:
+            restore(project)
+        why = "found after a crash: " + ("the new bundle was whole" if done == "promoted" else "data and params.yaml were put back")
+        audit.write(replace(begun, at=_later(now), decision=done, why=why, after=serving()))
+
+
+def restore(project: Project) -> None:
+    """Put data/raw and params.yaml back as they were before the retraining."""
+    if UNDO.exists():
+        raw = Path(load(UNDO / PATH.name).data.raw)
+        for kept, place in ((UNDO / PATH.name, PATH), (UNDO / raw.name, raw)):
+            shutil.copy(kept, place.with_name(place.name + ".partial"))
+            os.replace(place.with_name(place.name + ".partial"), place)
+        project.track()
+        shutil.rmtree(UNDO)
+
+
+def serving() -> str | None:
+    """The version of the bundle in service."""
+    try:
+        return str(json.loads((BUNDLE / MANIFEST).read_text(encoding="utf-8"))["version"]["version"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _from_log(framing: Framing, column: str) -> str:
+    return {framing.target: "label", framing.label_time or "": "label_at"}.get(column) or logged_value(column)
+
+
+def _keep(params: Params) -> None:
+    with whole_folder(UNDO) as folder:
+        shutil.copy(PATH, folder)
+        shutil.copy(params.data.raw, folder)
+
+
+def _accept_new_world(params: Params) -> None:
+    """The world moved, and no better model was found for it: what the champion is asked now is the new normal.
+
+    Only when the champion's lead was the one check that failed; a model too bad for the new world goes on alarming.
+    """
+    from .stage import write_reference
+
+    if [c.requirement for c in _failed()] == ["champion"]:
+        write_reference(params)
+
+
+def _failed() -> list[Check]:
+    """The failed checks of the step that stopped the pipeline."""
+    verdicts = ([c for c in load_verdict(step) or [] if c.outcome == "fail"] for step in STEPS)
+    return next(filter(None, verdicts), [])
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, StepFailed) and (failed := _failed()):
+        return "; ".join(f"{c.requirement}: {c.measured}, must be {c.limit}" for c in failed)
+    return ("" if isinstance(error, StepFailed) else f"{type(error).__name__}: ") + " ".join(str(error).split())
+
+
+def _later(now: datetime) -> str:
+    """Now, as the clock says it; in the time machine, the moment that is played."""
+    real = datetime.now(UTC).replace(tzinfo=None)
+    return iso(max(now, real) if abs((real - now).days) < 1 else now)
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """One retraining or rollback at a time; a killed process frees its place."""
+    lock = audit.AUDIT.with_suffix(".lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with closing(sqlite3.connect(lock, timeout=0.1, isolation_level=None)) as place:
+        try:
+            place.execute("BEGIN EXCLUSIVE")
+        except sqlite3.Error:
+            raise StepFailed("monitor: another retraining or rollback runs; wait for its line in models/decisions.jsonl") from None
+        yield

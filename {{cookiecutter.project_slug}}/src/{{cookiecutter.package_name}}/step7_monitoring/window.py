@@ -1,0 +1,130 @@
+"""The prediction log as columns: which predictions, with which labels; late, doubled, unknown and contradictory ones counted."""
+
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from ..params import Framing
+from ..step1_requirements.checks import StepFailed
+from ..step2_framing.contract import as_text
+from ..step3_data.encode import columns_read
+from ..step3_data.source import name, text
+from ..step3_data.table import open_table
+from ..step6_deployment.prediction_log import PredictionLog, ask_log
+from .drift import SCORE
+
+MOST_ROWS = 20_000  # of one window; more are thinned evenly
+TYPES = {"number": "DOUBLE", "boolean": "BOOLEAN", "date": "TIMESTAMP", "category": "VARCHAR", "text": "VARCHAR"}
+#: Answered predictions with the newest label known by a moment; a label dated before its prediction counts from the prediction on.
+#: Needs that moment twice.
+JOINED = """(SELECT p.prediction_id, p.at, p.model_version, p.inputs, p.score, p.decision, l.label,
+    CASE WHEN l.at < p.at THEN p.at ELSE l.at END AS label_at FROM predictions AS p LEFT JOIN
+    (SELECT prediction_id, label, at, row_number() OVER (PARTITION BY prediction_id ORDER BY at DESC) AS place FROM labels WHERE at <= ?) AS l
+    ON l.prediction_id = p.prediction_id AND l.place = 1 WHERE p.at <= ? AND p.role <> 'shadow') AS joined"""
+KINDS = {  # of labels, and how many of each
+    "received": "SELECT count(*) FROM labels",
+    "duplicate": "SELECT count(*) - (SELECT count(*) FROM (SELECT DISTINCT prediction_id, label FROM labels) AS d) FROM labels",
+    "contradictory": "SELECT count(*) FROM (SELECT 1 FROM labels GROUP BY prediction_id HAVING count(DISTINCT label) > 1) AS d",
+    "unknown": "SELECT count(*) FROM labels WHERE prediction_id NOT IN (SELECT prediction_id FROM predictions)",
+}
+
+
+@dataclass(frozen=True)
+class Window:
+    """Predictions as columns, oldest first; `of` is how many there were before thinning."""
+
+    columns: dict[str, Any]
+    at: list[str]
+    decision: list[str | None]
+    label: list[str | None]
+    of: int
+
+    def __len__(self) -> int:
+        return len(self.at)
+
+
+def read_window(log: str, framing: Framing, now: datetime, where: str, *values: Any, newest: int | None = None) -> Window:
+    """The predictions up to now for which an SQL condition on JOINED holds (with ? for values), or the newest few of them.
+
+    Raises:
+        StepFailed: when the log is missing, locked or damaged.
+    """
+    given, names = (iso(now), iso(now), *values), columns_read(framing)
+    of: int = ask_log(log, f"SELECT count(*) FROM {JOINED} WHERE {where}", given)[0][0]
+    rows = f"SELECT inputs, score, at, decision, label, row_number() OVER (ORDER BY at DESC, prediction_id DESC) AS n FROM {JOINED} WHERE {where}"
+    kept = f"n <= {newest}" if newest else f"n % {max(1, -(-of // MOST_ROWS))} = 0"
+    found = ask_log(log, f"SELECT * FROM ({rows}) AS numbered WHERE {kept} ORDER BY n DESC", given)
+    inputs, scores, at, decisions, labels = ([row[k] for row in found] for k in range(5))
+    kinds = {i.name: "number" if _coded(i.values) else i.kind for i in framing.inputs}
+    logged = pa.table({"inputs": pa.array(inputs, pa.string())})  # noqa: F841 - DuckDB finds it by its name
+    chosen = ", ".join(f"TRY_CAST({logged_value(n)} AS {TYPES[kinds.get(n, 'date')]}) AS c{k}" for k, n in enumerate(names))
+    with closing(duckdb.connect()) as connection:
+        connection.execute("SET threads = 1")
+        table = connection.sql(f"SELECT {chosen} FROM logged").to_arrow_table()
+    columns = {n: table.column(k).to_numpy(zero_copy_only=False) if _numeric(kinds.get(n, "date")) else table.column(k).to_pylist()
+               for k, n in enumerate(names)}  # fmt: skip
+    return Window(columns | {SCORE: scores}, at, decisions, labels, of)
+
+
+def logged_value(column: str) -> str:
+    """SQL for one value of a record in the column `inputs`, as text."""
+    return f"json_extract_string(inputs, {text('/' + column.replace('~', '~0').replace('/', '~1'))})"
+
+
+def count_labels(log: str, now: datetime, since: datetime, delay_days: float) -> dict[str, int]:
+    """How many labels there are of each of KINDS; and among those since a moment, how many came late, before their prediction, or from the future."""
+    counted: dict[str, int] = {kind: ask_log(log, query)[0][0] for kind, query in KINDS.items()}
+    came = ask_log(log, "SELECT l.at, p.at FROM labels AS l JOIN predictions AS p ON p.prediction_id = l.prediction_id WHERE l.at > ?", (iso(since),))
+    took = [(datetime.fromisoformat(label), datetime.fromisoformat(label) - datetime.fromisoformat(asked)) for label, asked in came]
+    late, past = sum(t > timedelta(days=delay_days) for at, t in took if at <= now), sum(t < timedelta(0) for _, t in took)
+    return counted | {"late": late, "before_prediction": past, "in_future": sum(at > now for at, _ in took)}
+
+
+def add_labels(source: Path, log: str, scratch: Path) -> dict[str, int]:
+    """Take labels from a table with the columns prediction_id, label and perhaps at (UTC); the same file twice adds nothing.
+
+    Returns the labels added, those that were there before, and those whose prediction is not in the log (kept all the same).
+
+    Raises:
+        StepFailed: when the table or the log cannot be read.
+    """
+    scratch.mkdir(parents=True, exist_ok=True)
+    with closing(duckdb.connect()) as connection:
+        table = open_table(connection, source, scratch)
+        missing = [c for c in ("prediction_id", "label") if c not in table.names]
+        if missing:
+            raise StepFailed(f"labels: {source} has no column {missing[0]!r}; it needs prediction_id and label, and may have at")
+        columns = [name(f"c{table.names.index(c)}") if c in table.names else "NULL" for c in ("prediction_id", "label", "at")]
+        when = f"TRY_CAST({columns[2]} AS TIMESTAMP)"
+        rows = connection.execute(f"SELECT {columns[0]}::VARCHAR, {columns[1]}, {when} FROM {table.relation}").fetchall()
+    now = datetime.now(UTC).replace(tzinfo=None)
+    labels = [(key, iso(at or now), label) for key, value, at in rows if key and (label := as_text(value))]
+    asked = {row[0] for row in ask_log(log, "SELECT prediction_id FROM predictions")}
+    there = {(key, label) for key, label in ask_log(log, "SELECT prediction_id, label FROM labels")}
+    new = list({(key, label): (key, at, label) for key, at, label in labels if (key, label) not in there}.values())
+    failed: list[int] = []
+    writer = PredictionLog(log, 3600, len(new), failed.append)
+    writer.add_labels(new)
+    writer.close()
+    if failed:
+        raise StepFailed(f"labels: the prediction log cannot be written; {sum(failed):,} of {len(new):,} labels were not added, run it again")
+    unknown = sum(key not in asked for key, _, _ in labels)
+    return {"added": len(new), "known before": len(labels) - len(new), "without a prediction": unknown, "empty": len(rows) - len(labels)}
+
+
+def iso(moment: datetime) -> str:
+    """A moment as the log holds it."""
+    return moment.isoformat()
+
+
+def _coded(values: tuple[Any, ...] | None) -> bool:
+    return any(isinstance(v, int | float) and not isinstance(v, bool) for v in values or ())
+
+
+def _numeric(kind: str) -> bool:
+    return kind in ("number", "date")
