@@ -107,6 +107,7 @@ def play(params: Params, story: Story) -> Told:
         tree["requirements"]["latency_ms"] = {"p50": 30_000, "p99": 60_000}  # the loop is played, not the load test
         tree["deployment"]["log"].update(path="data/predictions.sqlite", flush_seconds=0.05, queue=1_000_000, personal="clear")
         tree["evaluation"]["bootstrap"] = 100  # there are many looks
+        tree["deployment"]["reload_seconds"] = 0.1
         tree["deployment"]["load_test"].update(seconds=0.3, rate_per_second=20)
         write_text(folder / PATH.name, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
         with chdir(folder):
