@@ -189,6 +189,8 @@ def _data(contract: Contract, measured: Measured, old: Mapping[str, Any]) -> Cha
         "data.leak_limit": (1.0 if contract.trusts_leaks else old["data"]["leak_limit"], "nothing is refused, because --keep said so"),
         "model.kind": (best_kind(measured.kinds), f"{metric_of(contract)} on some validation rows: {tried}"),
         "model.boosting.min_samples_leaf": (min(old["model"]["boosting"]["min_samples_leaf"], max(5, contract.target.present // 50)), None),
+        "monitoring.performance.labels": (min(old["monitoring"]["performance"]["labels"], max(100, contract.target.present // 10)), None),
+        "monitoring.retrain.min_labels": (min(old["monitoring"]["retrain"]["min_labels"], max(200, contract.target.present // 4)), None),
         "evaluation.threshold": (old["evaluation"]["threshold"] if unchanged else threshold, "say what a false alarm and a miss cost"),
         "evaluation.slices.columns": (kept or sorted(values, key=lambda n: len(values[n]))[:2], None),
         "evaluation.slices.protected": (protected, None),

@@ -93,11 +93,11 @@ def retrain(params: Params, trigger: Trigger, project: Project, now: datetime) -
         line = audit.write(Line(iso(now), "retraining", trigger.rule, trigger.why, champion, None, trigger.since))
         _keep(params)
         try:
-            rows = extend_raw(params, now, keep_old=params.framing.time is not None or trigger.since is None)
-            if trigger.since and params.framing.time:
+            rows, since = extend_raw(params, now, trigger.since)
+            if since:
                 from ..step4_model.tune import write_values
 
-                write_values(PATH, {"data.since": trigger.since})
+                write_values(PATH, {"data.since": since})
             project.track()
             project.run()
             if serving() == champion:
@@ -140,16 +140,17 @@ def rollback(project: Project, rule: str, why: str, now: datetime) -> Line:
         return audit.write(Line(iso(now), "rolled_back", rule, why, champion, former))
 
 
-def extend_raw(params: Params, now: datetime, *, keep_old: bool) -> int:
+def extend_raw(params: Params, now: datetime, since: str | None = None) -> tuple[int, str | None]:
     """Write data/raw again: the rows that you brought, then those of the log that are younger, with their labels by now.
 
     Rows taken from the log before are taken again, because labels have come since. What the log does not know is null.
-    Without `keep_old`, only the log's rows stay. Returns how many came from the log.
+    With `since` and no event time, only what was asked from then on stays. Returns how many rows came from the log, and
+    the event time of what was asked since then (but for a straggling hundredth).
     """
     raw, framing = Path(params.data.raw), params.framing
-    query = f"SELECT prediction_id, inputs, label, label_at FROM {JOINED} ORDER BY at"
+    query = f"SELECT prediction_id, inputs, label, label_at, at FROM {JOINED} ORDER BY at"
     found = ask_log(params.deployment.log.path, query, (iso(now), iso(now)))
-    columns = ["prediction_id", "inputs", "label", "label_at"]
+    columns = ["prediction_id", "inputs", "label", "label_at", "asked"]
     logged = pa.table({c: pa.array([r[k] for r in found], pa.string()) for k, c in enumerate(columns)})
     with closing(connect(params.data.memory_gb, SCRATCH)) as connection:
         connection.register("logged", logged)
@@ -160,16 +161,21 @@ def extend_raw(params: Params, now: datetime, *, keep_old: bool) -> int:
         connection.execute(f"CREATE VIEW brought AS SELECT {', '.join(f'c{k}' for k in range(len(names)))}, NULL::VARCHAR AS logged_as FROM ({mine})")
         types = [row[1] for row in connection.execute("DESCRIBE brought").fetchall()]
         rows = ", ".join(f"TRY_CAST({_from_log(framing, n)} AS {types[k]}) AS c{k}" for k, n in enumerate(names))
-        connection.execute(f"CREATE TABLE came AS SELECT {rows}, prediction_id AS logged_as FROM logged")
+        connection.execute(f"CREATE TABLE came AS SELECT {rows}, prediction_id AS logged_as, asked FROM logged")
+        began, asked = None, f"asked >= {text(since)}" if since else "true"
         if framing.time:
             time = name(f"c{names.index(framing.time)}")
             connection.execute(f"DELETE FROM came WHERE {time} IS NULL OR {time} <= (SELECT max({time}) FROM brought)")
+            began = connection.execute(f"SELECT quantile_disc({time}, 0.01)::TIMESTAMP FROM came WHERE {asked}").fetchall()[0][0] if since else None
+        elif since:
+            connection.execute(f"DELETE FROM came WHERE NOT ({asked})")
         count: int = connection.execute("SELECT count(*) FROM came").fetchall()[0][0]
-        both = "SELECT * FROM brought UNION ALL SELECT * FROM came" if keep_old else "SELECT * FROM came"
+        mine = "SELECT * EXCLUDE (asked) FROM came"
+        both = mine if since and not framing.time else f"SELECT * FROM brought UNION ALL {mine}"
         partial = raw.with_name(raw.name + ".partial")
         write_query(connection, both, [*names, FROM_LOG], partial)
     os.replace(partial, raw)
-    return count
+    return count, began and iso(began)
 
 
 def recover(project: Project, now: datetime) -> None:
