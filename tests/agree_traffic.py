@@ -62,7 +62,22 @@ def published(folder: Path) -> set[str]:
 
 
 SUFFIXES = {"Counter": ("_total",), "Histogram": ("_bucket", "_sum", "_count"), "Summary": ("_sum", "_count"), "Gauge": ("",)}
-BUILT_IN = {"up", "process_cpu_seconds_total", "process_resident_memory_bytes", "and", "or", "unless", "by", "without", "on", "ignoring", "group_left", "group_right", "bool", "offset"}
+BUILT_IN = {
+    "up",
+    "process_cpu_seconds_total",
+    "process_resident_memory_bytes",
+    "and",
+    "or",
+    "unless",
+    "by",
+    "without",
+    "on",
+    "ignoring",
+    "group_left",
+    "group_right",
+    "bool",
+    "offset",
+}
 
 
 def metrics_agree(folder: Path) -> list[str]:

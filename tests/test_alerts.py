@@ -6,8 +6,9 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pytest
@@ -25,7 +26,7 @@ class Case(NamedTuple):
     quiet: dict[str, str]
     step: str = "1m"
     at: str = "80m"
-    keeps: dict[str, str] = {}
+    keeps: Mapping[str, str] = MappingProxyType({})
 
 
 def failing(share: float) -> dict[str, str]:
@@ -43,9 +44,11 @@ def cases(params: Any) -> dict[str, Case]:
     requirements, monitoring = params["requirements"], params["monitoring"]
     limit, silence, budget = requirements["latency_ms"]["p99"] / 1000, monitoring["window_hours"] * 7200, 1 - requirements["availability"]
     old, missing = monitoring["retrain"]["after_days"] * 2 * 86_400, monitoring["max_missing_increase"]
-    now = {"at": "30m"}
+    now: dict[str, Any] = {"at": "30m"}
+    newest = "newest_prediction_timestamp_seconds"
     column, metric = {"column": "amount"}, {"metric": "recall"}
-    stale, hours = {"step": "1h", "at": f"{round(silence / 3600) + 2}h"}, round(silence / 3600) + 9
+    stale: dict[str, Any] = {"step": "1h", "at": f"{round(silence / 3600) + 2}h"}
+    hours = round(silence / 3600) + 9
     return {
         "ErrorBudgetBurnFast": Case(failing(20 * budget), failing(10 * budget)),
         "ErrorBudgetBurnSteady": Case(failing(8 * budget), failing(4 * budget), "10m", "10h"),
@@ -61,7 +64,7 @@ def cases(params: Any) -> dict[str, Case]:
                               {'window_missing_increase_ratio{column="amount"}': f"{missing / 2}x40"}, **now, keeps=column),
         "OutsideContract": Case({'input_out_of_range_total{column="amount"}': "0+30x90", "predictions_total": "0+100x90"},
                                 {'input_out_of_range_total{column="amount"}': "0+1x90", "predictions_total": "0+100x90"}, keeps=column),
-        "NoPredictions": Case({"newest_prediction_timestamp_seconds": f"0x{hours}"}, {"newest_prediction_timestamp_seconds": f"0+3600x{hours}"}, **stale),
+        "NoPredictions": Case({newest: f"0x{hours}"}, {newest: f"0+3600x{hours}"}, **stale),
         "LabelsMissing": Case({"labels_matured_ratio": "0.1x90"}, {"labels_matured_ratio": "0.9x90"}),
         "QualityLost": Case({'quality_breached{metric="recall",group="quality"}': "1x40"},
                             {'quality_breached{metric="recall",group="guard_rails"}': "1x40"}, **now, keeps=metric),
