@@ -211,10 +211,10 @@ def test_trouble_reaches_the_webhook_and_the_loop_mends_the_model(project: Path)
         stack.enter_context(traffic(port, example))
         wait_for("the log", lambda: (project / "data/predictions.sqlite").exists())
         stack.enter_context(process(project, "monitor", sys.executable, "-m", package, "monitor", "--serve", "0.1"))
-        stack.enter_context(process(project, "alertmanager", "prometheus-alertmanager", "--config.file=live/alertmanager.yml", "--storage.path=live/am",
-                                    f"--web.listen-address=127.0.0.1:{alertmanager}", "--cluster.listen-address="))  # fmt: skip
-        stack.enter_context(process(project, "prometheus", "prometheus", "--config.file=live/prometheus.yml",
-                                    "--storage.tsdb.path=live/tsdb", f"--web.listen-address=127.0.0.1:{prometheus}"))  # fmt: skip
+        flags = ("--config.file=live/alertmanager.yml", "--storage.path=live/am", "--cluster.listen-address=")
+        stack.enter_context(process(project, "alertmanager", "prometheus-alertmanager", *flags, f"--web.listen-address=127.0.0.1:{alertmanager}"))
+        flags = ("--config.file=live/prometheus.yml", "--storage.tsdb.path=live/tsdb", f"--web.listen-address=127.0.0.1:{prometheus}")
+        stack.enter_context(process(project, "prometheus", "prometheus", *flags))
         wait_for("both to be scraped", lambda: [r for r in ask("sum(up)") if r["value"][1] == "2"])
         (project / "slow").touch()
         wait_for("the latency alert at the webhook", lambda: ("LatencyBurnFast", "firing") in told)

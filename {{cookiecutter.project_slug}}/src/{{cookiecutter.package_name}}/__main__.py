@@ -174,7 +174,9 @@ def adopt(
 @app.command()
 def monitor(
     act: Annotated[bool, typer.Option(help="Let the rules retrain or roll back.")] = True,
-    serve: Annotated[float, typer.Option(help="Stay, and look every so many minutes and when Alertmanager calls; metrics on deployment.port + 1.")] = 0,
+    serve: Annotated[
+        float, typer.Option(help="Stay, and look every so many minutes and when Alertmanager calls; metrics on deployment.port + 1.")
+    ] = 0,
 ) -> None:
     """Look at the newest window of the prediction log: drift, quality, labels; retrain or roll back where the rules say so."""
     from .step7_monitoring.monitor import REPORT, keep_looking, monitor
