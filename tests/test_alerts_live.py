@@ -47,9 +47,10 @@ from pathlib import Path
 from datetime import UTC, datetime, timedelta
 from PACKAGE.params import load
 from PACKAGE.step7_monitoring.simulate import _make_world
-params, start = load(), datetime.now(UTC).replace(tzinfo=None) - timedelta(hours=23)
-changes = {"rows": ROWS, "days": 1, "start": start.isoformat(), "drift": "concept", "drift_day": 0, "seed": 99}
+params, start = load(), datetime.now(UTC).replace(tzinfo=None) - timedelta(days=62)
+changes = {"rows": 2 * ROWS, "days": 62, "start": start.isoformat(), "drift": "concept", "drift_day": 0, "seed": 99}
 world = _make_world(params, params.data.sample.model_copy(update=changes), Path("data/world.parquet")).to_pylist()
+world = [row for row in world if row["is_fraud"] is not None][:ROWS]
 names = {params.framing.entity, params.framing.time, *(i.name for i in params.framing.inputs)}
 records = [{name: row[name] for name in names} for row in world]
 stolen = {row["payment_id"] for row in world if row["is_fraud"]}
@@ -72,7 +73,7 @@ def project(bake_into: Callable[..., Path], tmp_path_factory: pytest.TempPathFac
     asked["scale"]["requests_per_day_in_a_year"] = 1
     asked["quality"] = [{"metric": "average_precision", "at_least": 0.3, "unit": "0 to 1"}]
     asked["guard_rails"] = [{"metric": "calibration_error", "at_most": 0.2, "unit": "0 to 1"}]
-    tree["data"]["sample"].update(rows=20_000, days=90, start=(datetime.now(UTC) - timedelta(days=100)).date().isoformat())
+    tree["data"]["sample"].update(rows=20_000, days=90, start=(datetime.now(UTC) - timedelta(days=200)).date().isoformat())
     tree["evaluation"]["bootstrap"] = 100
     tree["evaluation"]["slices"].update(max_drop=1.0, max_gap=1.0)
     tree["deployment"].update(port=free_ports(), keys="none", reload_seconds=0.3)

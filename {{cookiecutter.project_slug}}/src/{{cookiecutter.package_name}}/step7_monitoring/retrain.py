@@ -240,7 +240,7 @@ def _failed() -> list[Check]:
 
 def _reason(error: BaseException) -> str:
     if isinstance(error, StepFailed) and (failed := _failed()):
-        return "; ".join(f"{c.requirement}: {c.measured}, must be {c.limit}" for c in failed)
+        return "; ".join(c.reason if c.measured == "stopped" else f"{c.requirement}: {c.measured}, must be {c.limit}" for c in failed)
     return ("" if isinstance(error, StepFailed) else f"{type(error).__name__}: ") + " ".join(str(error).split())
 
 
