@@ -66,6 +66,7 @@ def call(project: Path, choice: str, command: str) -> tuple[int, str]:
         "AIRFLOW_HOME": str(project / ".airflow"), "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__CORE__DAGS_FOLDER": str(project / "orchestration" / "airflow"),
         "PREFECT_HOME": str(project / ".prefect"), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "300",
         "DAGSTER_DISABLE_TELEMETRY": "1",
     }  # fmt: skip
     program, *words = command.replace("PACKAGE", "flow_test").split(" ", 1)
