@@ -322,10 +322,10 @@ def test_one_retraining_at_a_time(logged: Params) -> None:
     def again() -> None:
         with pytest.raises(StepFailed, match="another retraining"):
             rollback(Stub(), "by hand", "", NOW)
-        said.append(True)
+        said.append((recover(Stub(), NOW), UNDO.exists()))  # a look meanwhile takes nothing back
 
     retrain(logged, Trigger("rule", "why"), Stub(again), NOW)
-    assert said == [True]
+    assert said == [(False, True)]
 
 
 def test_rollback_brings_the_former_champion_back_and_forth(logged: Params, bundle: Path) -> None:

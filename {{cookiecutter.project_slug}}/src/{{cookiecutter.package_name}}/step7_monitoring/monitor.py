@@ -58,15 +58,16 @@ def monitor(params: Params, project: Project, now: datetime | None = None, *, ac
     """
     now = now or datetime.now(UTC).replace(tzinfo=None)
     before = len(audit.read())
-    recover(project, now)
+    idle = recover(project, now)
     found = look(params, now)
     _note(found, now)
     publish(params, found, now)
-    if act and params.monitoring.retrain.automatic:
+    if act and idle and params.monitoring.retrain.automatic:
         lines = audit.read()
         broken = [j for j in found.judged if j.group == "guard_rails" and j.breached]
         came = audit.last(lines, "noticed", "promoted", "rolled_back")
-        if broken and came and came.decision == "promoted" and (FORMER / BUNDLE.name).exists():
+        new = params.requirements.label_delay_days + params.monitoring.retrain.cooldown_days  # so long a promotion is on probation
+        if broken and came and came.decision == "promoted" and audit.within(came, now, new) and (FORMER / BUNDLE.name).exists():
             rollback(project, "guard_rail", f"{_say(broken[0])} with the new champion", now)
         elif trigger := decide(params, lines, now, new_labels(params, lines, now)):
             retrain(params, trigger, project, now)
@@ -120,7 +121,8 @@ def publish(params: Params, found: Look, now: datetime) -> None:
 def _judge(params: Params, predictor: Predictor, matured: Window) -> tuple[list[Judged], dict[str, tuple[float, float]]]:
     """Quality on enough matured labels, and each input's importance in the reference and now."""
     fewest = params.monitoring.performance.labels
-    if len(matured) < fewest or len((answers := answers_in(predictor, matured)).labels) < fewest / 2:  # some may be labels that nobody knows
+    answers, asked = answers_in(predictor, matured)
+    if len(matured) < fewest or len(answers.labels) < fewest / 2:  # some may be labels that nobody knows
         return [], {}
     reference = pq.read_table(REFERENCE)
     reference = reference.slice(max(0, reference.num_rows - len(answers.labels)))
@@ -129,7 +131,7 @@ def _judge(params: Params, predictor: Predictor, matured: Window) -> tuple[list[
     labels = encode_labels(predictor.framing, predictor.classes, reference.column(predictor.framing.target).to_pylist())
     decisions = np.array([predictor.classes.index(str(d)) for d in predictor.decisions(raw)]) if predictor.classes else raw
     then = importances(predictor, columns, Answers(labels, raw[:, 1] if predictor.framing.task == "binary" else raw, decisions))
-    now = importances(predictor, matured.columns, answers)
+    now = importances(predictor, asked, answers)
     return judge(params, predictor, answers), {name: (then[name], now[name]) for name in now}
 
 

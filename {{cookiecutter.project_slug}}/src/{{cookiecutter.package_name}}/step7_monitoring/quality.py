@@ -35,8 +35,8 @@ class Judged:
         return better / worse if worse else float("inf")
 
 
-def answers_in(predictor: Predictor, window: Window) -> Answers:
-    """What was answered to the labelled predictions of a window; labels that the model cannot give are left out."""
+def answers_in(predictor: Predictor, window: Window) -> tuple[Answers, dict[str, Any]]:
+    """What was answered to the labelled predictions of a window, and their inputs; labels that the model cannot give are left out."""
     task, classes = predictor.framing.task, predictor.classes
     rows = [
         k
@@ -44,13 +44,13 @@ def answers_in(predictor: Predictor, window: Window) -> Answers:
         if label is not None and (_number(label) is not None if not classes else task == "binary" or label in classes)
     ]
     labels = encode_labels(predictor.framing, classes, [window.label[k] for k in rows])
-    if task == "multiclass":  # the log holds one score a row; the same model gives all of them again
-        columns = {n: [window.columns[n][k] for k in rows] for n in predictor.names}
+    columns = {n: [window.columns[n][k] for k in rows] for n in predictor.names}
+    if task == "multiclass" and rows:  # the log holds one score a row; the same model gives all of them again
         scores = predictor.scores(columns, len(rows))
-        return Answers(labels, scores, scores.argmax(axis=1))
+        return Answers(labels, scores, scores.argmax(axis=1)), columns
     scores = np.array([window.columns[SCORE][k] for k in rows], dtype=float)
     decisions = np.array([int(window.decision[k] == classes[1]) for k in rows]) if classes else scores
-    return Answers(labels, scores, decisions)
+    return Answers(labels, scores, decisions), columns
 
 
 def judge(params: Params, predictor: Predictor, answers: Answers) -> list[Judged]:

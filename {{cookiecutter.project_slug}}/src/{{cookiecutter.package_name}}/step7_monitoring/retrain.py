@@ -30,6 +30,10 @@ TRAINED = ("noticed", "promoted", "refused", "rolled_back")  # decisions after w
 FROM_LOG = "prediction_id"  # the column of data/raw that tells rows of the log from those that you brought
 
 
+class Busy(StepFailed):
+    """Another retraining or rollback runs."""
+
+
 class Project(Protocol):
     """How the pipeline is run and data are put under version control: with DVC, or in the time machine without."""
 
@@ -88,7 +92,7 @@ def retrain(params: Params, trigger: Trigger, project: Project, now: datetime) -
         StepFailed: when another retraining runs.
     """
     with _alone():
-        recover(project, now)
+        _recover(project, now)
         champion = serving()
         line = audit.write(Line(iso(now), "retraining", trigger.rule, trigger.why, champion, None, trigger.since))
         _keep(params)
@@ -124,7 +128,7 @@ def rollback(project: Project, rule: str, why: str, now: datetime) -> Line:
         StepFailed: when there is no former champion, or its bundle is not what was sealed.
     """
     with _alone():
-        recover(project, now)
+        _recover(project, now)
         if not (FORMER / BUNDLE.name).exists():
             raise StepFailed(f"rollback: there is no former champion in {FORMER}; `git checkout COMMIT dvc.lock` and `dvc checkout` bring back any")
         former, champion = open_bundle(FORMER / BUNDLE.name)["version"]["version"], serving()
@@ -178,8 +182,20 @@ def extend_raw(params: Params, now: datetime, since: str | None = None) -> tuple
     return count, began and iso(began)
 
 
-def recover(project: Project, now: datetime) -> None:
-    """Finish what a crash left half done: a retraining without an outcome is promoted if its bundle was whole, else undone."""
+def recover(project: Project, now: datetime) -> bool:
+    """Finish what a crash left half done: a retraining without an outcome is promoted if its bundle was whole, else undone.
+
+    Returns whether none is running; one that runs is left alone.
+    """
+    try:
+        with _alone():
+            _recover(project, now)
+    except Busy:
+        return False
+    return True
+
+
+def _recover(project: Project, now: datetime) -> None:
     lines = audit.read()
     begun = audit.last(lines, "retraining", *audit.DONE)
     if begun and begun.decision == "retraining":
@@ -259,5 +275,5 @@ def _alone() -> Iterator[None]:
         try:
             place.execute("BEGIN EXCLUSIVE")
         except sqlite3.Error:
-            raise StepFailed("monitor: another retraining or rollback runs; wait for its line in models/decisions.jsonl") from None
+            raise Busy("monitor: another retraining or rollback runs; wait for its line in models/decisions.jsonl") from None
         yield
