@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import shutil
 import socket
@@ -91,9 +92,10 @@ def free_ports() -> int:
     """A port that is free, and so is the next one."""
     while True:
         with socket.socket() as one, socket.socket() as two, suppress(OSError):
-            one.bind(("127.0.0.1", 0))
-            two.bind(("127.0.0.1", one.getsockname()[1] + 1))
-            return int(one.getsockname()[1])
+            port = random.randrange(20_000, 30_000)  # below those that the system gives away by itself
+            one.bind(("127.0.0.1", port))
+            two.bind(("127.0.0.1", port + 1))
+            return port
 
 
 def get(url: str, body: Any = None) -> Any:

@@ -232,7 +232,10 @@ def keep_looking(once: Callable[[], None], settings: Deployment, minutes: float)
         def log_message(self, *_: object) -> None:
             """Requests are not worth a line."""
 
-    server = ThreadingHTTPServer((settings.host, settings.port + 1), Handler)
+    try:
+        server = ThreadingHTTPServer((settings.host, settings.port + 1), Handler)
+    except OSError as error:
+        raise StepFailed(f"monitor: port {settings.port + 1} cannot be listened on ({error}); deployment.port is the one before it") from None
     Thread(target=server.serve_forever, daemon=True).start()
     while True:
         due.clear()
