@@ -12,6 +12,8 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 ANSWERS = r"""{{ cookiecutter | jsonify }}"""
+# Before anybody answered, so with every choice; an update does not hand them over.
+QUESTIONS = r"""{{ _cookiecutter | default({}) | jsonify }}"""
 
 
 class Option(NamedTuple):
@@ -42,13 +44,17 @@ OPTIONS = (
 )
 
 
-def plan(answers: Mapping[str, str], files: Iterable[str]) -> tuple[dict[str, str], set[str]]:
-    """Which files move where, and which are removed; raises ValueError when the chosen one's file is missing."""
+def plan(answers: Mapping[str, str], files: Iterable[str], questions: Mapping[str, object] | None = None) -> tuple[dict[str, str], set[str]]:
+    """Which files move where, and which are removed; raises ValueError when the chosen one's file is missing.
+
+    Where the questions are known, only what is named like a choice counts: `cookiecutter -f` bakes over a project
+    whose owner may have files of their own beside the choices.
+    """
     present = set(files)
     moves: dict[str, str] = {}
     removals: set[str] = set()
     for option in OPTIONS:
-        choices = standing(option, answers, present)
+        choices = standing(option, answers, present, (questions or {}).get(option.answer))
         kept = places(option, answers, present)
         if lost := lacking(option, answers, present, kept, done=not choices):
             raise ValueError(f"The template has no file {lost} for {option.answer} = {answers[option.answer]}; please report it to its authors.")
@@ -57,10 +63,11 @@ def plan(answers: Mapping[str, str], files: Iterable[str]) -> tuple[dict[str, st
     return {source: target for source, target in moves.items() if source != target}, removals
 
 
-def standing(option: Option, answers: Mapping[str, str], files: Iterable[str]) -> set[str]:
-    """The files of all the option's choices."""
+def standing(option: Option, answers: Mapping[str, str], files: Iterable[str], words: object = None) -> set[str]:
+    """The files of all the option's choices, which are these words when it is a list, and else whatever stands there."""
     head, tail = (re.escape(part) for part in option.stand.replace("<package>", answers["package_name"]).split("*"))
-    choice = re.compile(rf"{head}[^/_][^/]*{tail}(/.*)?")
+    names = "|".join(map(re.escape, words)) if isinstance(words, list) else "[^/_][^/]*"
+    choice = re.compile(rf"{head}({names}){tail}(/.*)?")
     return {file for file in files if choice.fullmatch(file)}
 
 
@@ -124,7 +131,7 @@ def main() -> int:
     root = Path.cwd()
     files = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
     try:
-        apply(root, *plan(answers, files))
+        apply(root, *plan(answers, files, json.loads(QUESTIONS)))
     except ValueError as mistake:
         print(mistake, file=sys.stderr)
         return 1

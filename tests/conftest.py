@@ -81,8 +81,9 @@ def bake(template: Path, cookies_session: Any) -> Bake:
 def bake_into(template: Path) -> Callable[..., Path]:
     """Bakes into a folder of the test's own; raises what cookiecutter raises."""
 
-    def baked(folder: Path, *, hooks: bool = True, **answers: str) -> Path:
-        return Path(cookiecutter(str(template), no_input=True, extra_context=answers, output_dir=str(folder), accept_hooks=hooks))
+    def baked(folder: Path, *, hooks: bool = True, overwrite: bool = False, **answers: str) -> Path:
+        more = {"accept_hooks": hooks, "overwrite_if_exists": overwrite}
+        return Path(cookiecutter(str(template), no_input=True, extra_context=answers, output_dir=str(folder), **more))
 
     return baked
 

@@ -162,6 +162,19 @@ def test_the_plan_leaves_files_beside_the_options_alone(post_hook: SimpleNamespa
     assert not (moves.keys() | removals) & mine
 
 
+def test_baking_over_a_project_keeps_its_owners_files(bake_into: Callable[..., Path], tmp_path: Path, post_hook: SimpleNamespace) -> None:
+    """`cookiecutter -f` runs the hook where files of one's own may stand beside the choices."""
+    project = bake_into(tmp_path)
+    places = [option.stand.replace("<package>", "fraud_detection").replace("*", "mine") for option in post_hook.OPTIONS]
+    for place in places:
+        (project / place).parent.mkdir(parents=True, exist_ok=True)
+        (project / place).write_text("# mine\n")
+    before = files_of(project)
+    answers = {option.answer: QUESTIONS[option.answer][0] for option in post_hook.OPTIONS}
+    bake_into(tmp_path, overwrite=True, **answers)
+    assert files_of(project) == before
+
+
 def test_a_broken_template_fails_with_a_sentence(
     template: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], bake_into: Callable[..., Path]
 ) -> None:
