@@ -3,7 +3,9 @@
 import contextlib
 import json
 import os
+import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from importlib import import_module
@@ -54,6 +56,17 @@ class Project:
         if answer.exception and not isinstance(answer.exception, SystemExit):
             raise answer.exception
         return SimpleNamespace(code=answer.exit_code, said=answer.stdout, error=answer.stderr)
+
+    def command(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """What a user types in the project, in a process of its own."""
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        env = os.environ | {"PATH": path, "PYTHONPATH": str(self.folder / "src"), "COLUMNS": "300", "DVC_NO_ANALYTICS": "1"}
+        return subprocess.run(words, cwd=self.folder, env=env, check=False, capture_output=True, text=True)
+
+    def red(self) -> list[str]:
+        """The project's own tests that fail, as `make test` would say."""
+        found = self.command(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider")
+        return re.findall(r"^(?:FAILED|ERROR) (.*)", found.stdout, re.MULTILINE) or [found.stdout + found.stderr] * bool(found.returncode)
 
     def run(self) -> list[str]:
         """Steps 1 to 5; returns what gates said, and a closed gate of step 5 is taken for open."""

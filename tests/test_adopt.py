@@ -76,6 +76,27 @@ def test_the_tables_of_scikit_learn(name: str, fresh: adopting.Project, tmp_path
     assert json.loads(Path("metrics.json").read_text())[metric] > plain - room
     served, scored = fresh.serve(table)
     assert served == scored
+    assert fresh.red() == []
+
+
+def test_the_projects_own_tests_hold_on_a_hostile_table(fresh: adopting.Project, tmp_path: Path) -> None:
+    """Names that break careless code, text over several lines, labels that are sentences, one of them too rare to learn."""
+    labels, rng = ["yes, please", 'no "thanks"', "#3"], np.random.default_rng(0)
+    rows = with_columns(
+        noise(400), **{'say "hi"': lambda i, r: "rare" if i < 4 else labels[(r["y"] == "yes") + (i % 7 == 0) * (r["y"] == "yes")]},
+        **{"a: b #c": lambda i, r: f"line one\nis {'good' if i % 7 == 0 else 'fine'}, row {i};\nend" if i % 9 else ""},
+        Age=lambda i, _: i % 60, age=lambda i, _: f"{i % 60},5", row_id=lambda i, _: f"{i % 30:03}",
+        **{"x'; DROP TABLE t; --": lambda i, _: i % 3, "名前": lambda i, _: i % 2 == 0, "1st [€]": lambda *_: f"€{rng.integers(10**6):,}"},
+        **{"class": lambda i, _: f"{i % 12 + 1}/{i % 28 + 1}/2024"})  # fmt: skip
+    table = write_csv(tmp_path / "t.csv", [{k: v for k, v in row.items() if k != "y"} for row in rows], ";", "utf-16")
+    answer = fresh.adopt(str(table), "--target", 'say "hi"')
+    assert answer.code == 0, answer.error
+    assert "rare (4)" in answer.said
+    assert {i.name: i.kind for i in fresh.params.load().framing.inputs}["1st [€]"] == "number"
+    assert [s for s in fresh.run() if "evaluation" not in s] == []
+    served, scored = fresh.serve(table)
+    assert served == scored
+    assert fresh.red() == []
 
 
 def test_what_is_known_of_breast_cancer_is_said(fresh: adopting.Project, tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def test_the_step_passes_its_own_checks(prepared: Path) -> None:
 def test_no_row_is_in_two_parts_and_learning_ends_before_testing_begins(prepared: Path, params: Params, framing: Framing) -> None:
     """By time, rows whose labels were not in when the test begins are left out; by group, no group is in two parts."""
     parts = [pq.read_table(prepared / f"{part}.parquet").to_pandas() for part in PARTS]
-    ids = np.concatenate([p["row_id"] for p in parts])
+    ids = np.concatenate([p.iloc[:, 0] for p in parts])
     assert len(ids) == len(set(ids))
     if params.data.split.by == "time":
         spans = [(p[framing.time].min(), p[framing.time].max()) for p in parts]

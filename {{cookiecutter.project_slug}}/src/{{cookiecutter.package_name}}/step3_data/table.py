@@ -87,18 +87,20 @@ def read_as_contract(framing: Framing, path: Path, folder: Path) -> Path:
     connection = connect(1.0, folder / "spill")
     table = open_table(connection, path, folder)
     fields = {i.name: i for i in framing.inputs}
-    columns, misfits = [], []
+    readings: list[list[str]] = []  # by column: as training had it, and the plain notation
     for place, (name, sql_type) in enumerate(zip(table.names, table.types, strict=True)):
         field = fields.get(name)
         coded = field and any(isinstance(v, int | float) and not isinstance(v, bool) for v in field.values or ())
         kind, style = ("number" if coded else field.kind, field.format) if field else ("text", "")
-        columns.append(value(f"c{place}", kind, style, sql_type))
-        if kind == "date" and style:  # ISO dates are never mistaken
-            columns[-1] = f"coalesce({columns[-1]}, {value(f'CAST(c{place} AS VARCHAR)', 'date')})"
-        misfits.append(f"min(c{place}::VARCHAR) FILTER ({is_known(f'c{place}::VARCHAR')} AND {columns[-1]} IS NULL)")
-    for name, misfit in zip(table.names, connection.execute(f"SELECT {', '.join(misfits)} FROM {table.relation}").fetchall()[0], strict=True):
-        if misfit is not None:
-            raise StepFailed(f"{path}: {name} is {misfit!r} in some row, which is no {fields[name].kind}; mend it, or leave it empty")
+        readings.append([value(f"c{place}", kind, s, sql_type) for s in dict.fromkeys((style, ""))])
+    misfits = [f"min(c{i}::VARCHAR) FILTER ({is_known(f'c{i}::VARCHAR')} AND {sql} IS NULL)" for i, sqls in enumerate(readings) for sql in sqls]
+    found = iter(connection.execute(f"SELECT {', '.join(misfits)} FROM {table.relation}").fetchall()[0])
+    columns = []
+    for name, sqls in zip(table.names, readings, strict=True):
+        tried = [next(found) for _ in sqls]
+        if None not in tried:
+            raise StepFailed(f"{path}: {name} is {tried[0]!r} in some row, which is no {fields[name].kind}; mend it, or leave it empty")
+        columns.append(sqls[tried.index(None)])
     write_query(connection, f"SELECT {', '.join(columns)} FROM {table.relation}", table.names, folder / "typed.parquet")
     return folder / "typed.parquet"
 
