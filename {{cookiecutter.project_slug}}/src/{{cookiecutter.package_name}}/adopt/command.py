@@ -6,15 +6,13 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import duckdb
-import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Shown
 
-from ..params import PATH, SCRATCH, Framing, Input, Params, line_numbers, load
+from ..params import PATH, SCRATCH, Input, Params, line_numbers, load
 from ..step1_requirements.checks import StepFailed
 from ..step1_requirements.page import write_text
 from ..step2_framing.contract import as_text
@@ -38,16 +36,9 @@ def adopt(path: Path, asked: Asked, *, day_first: bool = False, encoding: str = 
     Raises:
         StepFailed: when the table cannot be used; nothing is changed then.
     """
-    try:
-        _adopt(path, asked, day_first, encoding, dry_run)
-    except duckdb.Error as error:
-        raise StepFailed(f"{path}: DuckDB cannot go on ({str(error).splitlines()[0]})") from None
-
-
-def _adopt(path: Path, asked: Asked, day_first: bool, encoding: str, dry_run: bool) -> None:
     params, before = load(), PATH.read_text(encoding="utf-8")
     demo, sql = params.data.sample is not None, QUERY.read_text(encoding="utf-8")
-    with _scratch() as folder:
+    with _scratch(path) as folder:
         connection = connect(MEMORY_GB, folder / "spill")
         log.info("adopt: reading %s", path)
         table = open_table(connection, path, folder, encoding)
@@ -74,13 +65,15 @@ def _adopt(path: Path, asked: Asked, day_first: bool, encoding: str, dry_run: bo
 
 
 @contextmanager
-def _scratch() -> Iterator[Path]:
-    """A folder of its own that leaves no trace."""
+def _scratch(path: Path) -> Iterator[Path]:
+    """A folder of its own that leaves no trace, in which DuckDB's refusals become sentences."""
     made = [p for p in (SCRATCH, *SCRATCH.parents) if not p.exists()]
     SCRATCH.mkdir(parents=True, exist_ok=True)
     try:
         with tempfile.TemporaryDirectory(prefix="adopt-", dir=SCRATCH, ignore_cleanup_errors=True) as folder:
             yield Path(folder)
+    except duckdb.Error as error:
+        raise StepFailed(f"{path}: DuckDB cannot go on ({str(error).splitlines()[0]})") from None
     finally:
         for empty in made:
             with suppress(OSError):
@@ -102,29 +95,22 @@ def _relations(
 
 
 def _write_raw(connection: duckdb.DuckDBPyConnection, table: Table, columns: Sequence[Column], contract: Contract, path: Path) -> None:
-    """All columns with their own names and kinds, all rows that have an event time."""
-    chosen = [_stored(c, contract) for c in columns]
-    time = next((c.sql for c in columns if c.name == contract.time), "")
-    where = f" WHERE {time} IS NOT NULL" if time else ""
+    """All columns with their own names and kinds, all rows that have an event time; whole numbers as integers, others that are labels as text."""
+    chosen = []
+    for c in columns:
+        whole = c.kind == "number" and c.whole and max(abs(c.low), abs(c.high)) < 2**53
+        label = c.kind == "number" and contract.counts and c.name == contract.target.name
+        chosen.append(f"({c.sql})::BIGINT" if whole else f"({c.sql})::VARCHAR" if label else c.sql)
+    where = "".join(f" WHERE {c.sql} IS NOT NULL" for c in columns if c.name == contract.time)
     write_query(connection, f"SELECT {', '.join(chosen)} FROM {table.relation}{where}", table.names, path)
 
 
-def _stored(column: Column, contract: Contract) -> str:
-    """Whole numbers as integers; other numbers that are labels as text."""
-    if column.kind != "number":
-        return column.sql
-    if column.whole and max(abs(column.low), abs(column.high)) < 2**53:
-        return f"({column.sql})::BIGINT"
-    return f"({column.sql})::VARCHAR" if contract.counts and column.name == contract.target.name else column.sql
-
-
 def _measure(connection: duckdb.DuckDBPyConnection, params: Params, contract: Contract, raw: Path) -> Measured:
-    questions = params.framing.questions
-    framing = Framing(
-        task=contract.task, target=contract.target.name, positive=contract.positive, metric=metric_of(contract), objective="", why="",
-        entity=contract.entity, time=contract.time, inputs=tuple(map(Input.model_validate, contract.inputs)), questions=questions)  # fmt: skip
+    known = {"task": contract.task, "target": contract.target.name, "positive": contract.positive, "labels": None, "metric": metric_of(contract)}
+    keys = {"entity": contract.entity, "time": contract.time, "label_time": None, "inputs": tuple(map(Input.model_validate, contract.inputs))}
     data = params.data.model_copy(update={"raw": str(raw), "split": params.data.split.model_copy(update={"by": split_by(contract)})})
-    return measure(connection, framing, data, params.model, {as_text(v) or "": n for v, n in contract.counts.items()})
+    counts = {as_text(v) or "": n for v, n in contract.counts.items()}
+    return measure(connection, params.framing.model_copy(update=known | keys), data, params.model, counts)
 
 
 def _judge(contract: Contract, measured: Measured, asked: Asked, limit: float) -> None:
@@ -138,13 +124,8 @@ def _judge(contract: Contract, measured: Measured, asked: Asked, limit: float) -
         elif score > SUSPICIOUS[contract.task]:
             contract.say(name, "kept: known beforehand?", f"alone it scores {score:.3f}; if it is known only afterwards, drop it", f'--drop "{name}"')
     if measured.rare:
-        rows = ", ".join(f"{label} ({n:,})" for label, n in list(measured.rare.items())[:8])
-        contract.say(
-            target,
-            f"{len(measured.rare)} label{'s' * (len(measured.rare) > 1)} left out",
-            f"too few rows to learn from and to test on: {rows}",
-            "framing.labels",
-        )
+        rows, s = ", ".join(f"{label} ({n:,})" for label, n in list(measured.rare.items())[:8]), "s" * (len(measured.rare) > 1)
+        contract.say(target, f"{len(measured.rare)} label{s} left out", f"too few rows to learn from and to test on: {rows}", "framing.labels")
     if measured.duplicates:
         several = f"; {measured.conflicts:,} patterns come with several labels, and no model can be right about those" if measured.conflicts else ""
         contract.say("(rows)", "kept", f"{measured.duplicates:,} rows repeat the inputs of another{several}", "data.split")
@@ -174,30 +155,18 @@ def _place(change: str, lines: Mapping[tuple[str, ...], int], contract: Contract
 
 def _install(params: Params, raw: Path, texts: Mapping[Path, str]) -> None:
     """Put everything in place; what was there and is not under DVC stays beside it as .bak."""
-    target, console = Path(params.data.raw), Console()
+    target = Path(params.data.raw)
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists() and not target.parent.with_suffix(".dvc").exists():
         target.replace(kept := target.parent.with_suffix(".bak"))
-        console.print(f"{target} was not under DVC; it is {kept} now", highlight=False)
+        Console().print(f"{target} was not under DVC; it is {kept} now", highlight=False)
     shutil.move(raw, target)
     for path, text in texts.items():
         old = path.read_text(encoding="utf-8")
         if old != text:
-            backup = path.with_name(path.name + ".bak")
-            write_text(backup, old)
+            write_text(backup := path.with_name(path.name + ".bak"), old)
             write_text(path, text)
-            changed = f": {', '.join(_changed(yaml.safe_load(old), yaml.safe_load(text)))}" if path == PATH else ""
-            console.print(f"{path.name} is rewritten, the old one is {backup.name}{changed}", highlight=False)
-
-
-def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The keys, two levels deep, whose values differ."""
-    return [
-        f"{section}.{key}"
-        for section in new
-        for key in dict.fromkeys([*new[section], *old[section]])
-        if new[section].get(key) != old[section].get(key)
-    ]
+            Console().print(f"{path.name} is rewritten, the old one is {backup.name}", highlight=False)
 
 
 def _statements(sql: str) -> str:

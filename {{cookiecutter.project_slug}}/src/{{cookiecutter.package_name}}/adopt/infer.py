@@ -162,9 +162,7 @@ def _task(target: Column, asked: Asked) -> tuple[Task, Column, dict[Any, int], A
         if not numeric or asked.positive is not None:
             raise StepFailed(f"{name!r} holds {'numbers' if numeric else target.kind}: regression takes numbers, and no --positive")
         if max(abs(target.low), abs(target.high)) > LARGEST:
-            raise StepFailed(
-                f"{name!r} goes from {target.low:g} to {target.high:g}, too far to be learned from; predict its logarithm, or another unit"
-            )
+            raise StepFailed(f"{name!r} goes from {target.low:g} to {target.high:g}, too far to learn; predict its logarithm, or another unit")
         return task, target, {}, None
     if target.kind == "date":
         raise StepFailed(f"{name!r} holds dates, which cannot be predicted; predict a number or a label")
@@ -175,19 +173,14 @@ def _task(target: Column, asked: Asked) -> tuple[Task, Column, dict[Any, int], A
 
 def _positive(target: Column, asked: Asked) -> Any:
     """The label that was asked for, or the rarer one; of two equally frequent ones the one that sorts last."""
-    texts = {label_text(v): v for v in target.counts}
+    texts = {as_text(v) or "": v for v in target.counts}
     if asked.positive is None and len(texts) == 2:
-        return min(sorted(target.counts, key=label_text, reverse=True), key=lambda v: target.counts[v])
+        return min(sorted(target.counts, key=str, reverse=True), key=lambda v: target.counts[v])
     if asked.positive is None:
         raise StepFailed(f"{target.name!r} has {len(texts)} labels; say with --positive which one to find: {', '.join(list(texts)[:8])}")
     if asked.positive not in texts:
         raise StepFailed(f"--positive is {asked.positive!r}, which no row has{closest(asked.positive, list(texts))}")
     return texts[asked.positive]
-
-
-def label_text(value: Any) -> str:
-    """A label as people write it."""
-    return as_text(value) or str(value)
 
 
 def _say_target(contract: Contract) -> None:
@@ -202,7 +195,7 @@ def _say_target(contract: Contract) -> None:
     share, others = counts[positive] / rows, [v for v in counts if v != positive]
     many = f"{counts[positive]:,} rows have it, {rows - counts[positive]:,} have not"
     contract.say(name, f"positive is {_quoted(positive)}", many, "framing.positive")
-    if all(label_text(positive) < label_text(v) for v in others):
+    if all(str(positive) < str(v) for v in others):
         why = f"the positive label sorts before {_quoted(others[0])}; tools that take the last one mean the other"
         contract.say(name, "taken as it is", why, "framing.positive")
     if min(share, 1 - share) < RARE:
@@ -247,16 +240,13 @@ def _known_afterwards(
     columns: Sequence[Column], target: Column, gone: Mapping[str, tuple[float, float]], later: Mapping[str, float]
 ) -> dict[str, tuple[str, str]]:
     """Columns that are later than the event, or missing exactly where the target is; with what and why."""
-    found = {
-        n: ("known only afterwards", f"it is later than the event in {share:.0%} of rows; framing.label_time, if the target was known then")
-        for n, share in later.items()
-        if share > 0.5
-    }
+    why = "known only afterwards", "it is later than the event in {:.0%} of rows; framing.label_time, if the target was known then"
+    found = {n: (why[0], why[1].format(share)) for n, share in later.items() if share > 0.5}
     with_target = [n for n, (there, elsewhere) in gone.items() if there > 0.5 and elsewhere < 0.005]
     if target.rows - target.present >= LEAST_PER_LABEL and len(with_target) <= len(columns) / 2:
         for n in with_target:
-            why = f"missing in {gone[n][0]:.0%} of the rows without a target, in {gone[n][1]:.1%} of the others: it comes with the outcome"
-            found.setdefault(n, ("known only afterwards", why))
+            shares = f"missing in {gone[n][0]:.0%} of the rows without a target, in {gone[n][1]:.1%} of the others"
+            found.setdefault(n, (why[0], f"{shares}: it comes with the outcome"))
     return found
 
 
@@ -295,5 +285,5 @@ def room(low: float, high: float) -> tuple[float, float]:
 
 def _quoted(value: Any) -> str:
     """A name or a label, in quotes where a shell or a reader needs them."""
-    words = label_text(value)
+    words = as_text(value) or ""
     return words if re.fullmatch(r"[\w.+-]+", words) else '"' + words.replace('"', '\\"') + '"'

@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from string import Template
 from typing import Any
 
@@ -107,8 +107,7 @@ def _comment(tree: CommentedMap, key: str, words: str) -> None:
     """Replace the comment behind a value, but not what stands on the lines below it."""
     token = (tree.ca.items.get(key) or [None] * 4)[2]
     if token is not None:
-        below = token.value[token.value.index("\n") :] if "\n" in token.value else ""
-        token.value = (f"# {words}" if words else "") + below
+        token.value = (f"# {words}" if words else "") + "".join(token.value.partition("\n")[1:])
     elif words:
         tree.yaml_add_eol_comment(words, key)
 
@@ -144,10 +143,10 @@ def change(document: Document, contract: Contract, measured: Measured, demo: boo
     changes = _framing(contract, measured, old["framing"]) | _data(contract, measured, old)
     same = (old["framing"]["task"], old["framing"]["target"]) == (contract.task, contract.target.name)
     if demo:
-        changes |= _no_story(contract)
+        changes |= _no_story(contract, old["framing"]["questions"])
     if demo or not same:
         changes |= _requirements(contract, measured)
-    comments = _input_comments(document.tree["framing"]["inputs"])
+    comments = {i["name"]: document.tree["framing"]["inputs"].ca.items.get(n) for n, i in enumerate(old["framing"]["inputs"])}
     for path, (value, comment) in changes.items():
         document.put(path, value, comment)
     inputs = document.tree["framing"]["inputs"]
@@ -197,35 +196,23 @@ def _data(contract: Contract, measured: Measured, old: Mapping[str, Any]) -> Cha
     }
 
 
-def _no_story(contract: Contract) -> Changes:
+def _no_story(contract: Contract, questions: Iterable[str]) -> Changes:
     """Neutral words where the demo spoke of its own business."""
-    rows = contract.target.present
-    questions = {
-        "is_there_a_pattern": "Assumed; the gate of step 5 closes when there is none.",
-        "is_there_enough_data": f"{rows:,} rows with a target.",
-        "would_rules_be_too_complex": "Assumed; step 5 compares with a few rules.",
-        "must_it_generalize_to_unseen_cases": "New rows are unlike the old ones.",
-        "is_interpretability_critical": SAY,
-    }
+    business = ("privacy", "interpretability", "human_in_the_loop")
     values: dict[str, Any] = {
         "requirements.goal": f"Predict {one_line(contract.target.name)}",
-        "requirements.owner": "to be named",
+        **dict.fromkeys(("requirements.owner", "framing.why", *(f"requirements.constraints.{k}" for k in business)), SAY),
         "requirements.users": ["to be named"],
-        "requirements.stakeholders": [],
-        "requirements.guard_rails": [],
-        "requirements.scale.training_rows": rows,
-        "requirements.label_delay_days": 0,
-        "requirements.constraints.personal_columns": [],
-        **{f"requirements.constraints.{k}": SAY for k in ("privacy", "interpretability", "human_in_the_loop")},
+        **{f"requirements.{key}": [] for key in ("stakeholders", "guard_rails", "constraints.personal_columns")},
+        "requirements.scale.training_rows": contract.target.present,
         "framing.unit": "",
-        "framing.why": SAY,
-        **{f"framing.questions.{k}": {"answer": k != "is_interpretability_critical", "because": why} for k, why in questions.items()},
-        "evaluation.slices.max_drop": 1.0,
+        **{f"framing.questions.{k}": {"answer": k != "is_interpretability_critical", "because": SAY} for k in questions},
         "evaluation.experiment": {"smallest_effect": 0.02, "kpi_std": 1.0, "significance": 0.05, "power": 0.8, "challenger_share": 0.5},
     }
-    comments = {"requirements.label_delay_days": "how long a label takes; younger rows are not learned from",
-                "evaluation.slices.max_drop": "worst slice: at most this share worse than the whole; tighten it"}  # fmt: skip
-    return {path: (value, comments.get(path, "")) for path, value in values.items()}
+    return {path: (value, "") for path, value in values.items()} | {
+        "requirements.label_delay_days": (0, "how long a label takes; younger rows are not learned from"),
+        "evaluation.slices.max_drop": (1.0, "worst slice: at most this share worse than the whole; tighten it"),
+    }
 
 
 def _requirements(contract: Contract, measured: Measured) -> Changes:
@@ -242,7 +229,3 @@ def _requirements(contract: Contract, measured: Measured) -> Changes:
         **{f"requirements.kpi.{key}": (value, "") for key, value in kpi.items()},
         "evaluation.slices.metric": ({"regression": "rmse", "binary": "roc_auc", "multiclass": "accuracy"}[contract.task], ""),
     }
-
-
-def _input_comments(inputs: CommentedSeq) -> dict[str, Any]:
-    return {str(i["name"]): inputs.ca.items.get(n) for n, i in enumerate(inputs)}
