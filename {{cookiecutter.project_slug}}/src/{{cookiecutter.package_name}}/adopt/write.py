@@ -1,6 +1,7 @@
 """params.yaml and features.sql for an adopted table; the user's comments and other sections stay."""
 
 import io
+import json
 import re
 from collections.abc import Iterable, Mapping
 from string import Template
@@ -26,20 +27,14 @@ UNIT = {"roc_auc": "0 to 1, guessing is 0.5", "average_precision": "0 to 1, gues
         "f1_macro": "0 to 1", "rmse": "in the target's unit"}  # fmt: skip
 SAY = "To be said by those who know the business."
 FEATURES = Template("""\
--- History features as of each moment: one row per row_id of `moments`. There are none yet; every column of
--- data/raw that framing.inputs lists passes to the model as it is.
---   moments: row_id$keys   the rows that features are wanted for
---   events:  every row, with the columns of data/raw
--- Only what was known before the moment may be read; the data step proves it by hiding the future.
+-- History features as of each moment: one row per row_id of `moments` (row_id$keys). There are none yet; every column of
+-- data/raw that framing.inputs lists passes to the model as it is. `events` holds every row, with the columns of data/raw;
+-- only what was known before the moment may be read: the data step proves it by hiding the future.
 -- For a feature, write this instead of the SELECT below, and add to framing.inputs of params.yaml
 --     - {name: rows_30d, kind: number, min: 0, from: history}
 --
--- SELECT moments.row_id, count(past.$entity) AS rows_30d
--- FROM moments
--- LEFT JOIN events AS past
---     ON past.$entity = moments.$entity
---     AND past.$time < moments.$time
---     AND past.$time >= moments.$time - INTERVAL 30 DAY
+-- SELECT moments.row_id, count(past.$entity) AS rows_30d FROM moments LEFT JOIN events AS past
+--     ON past.$entity = moments.$entity AND past.$time < moments.$time AND past.$time >= moments.$time - INTERVAL 30 DAY
 -- GROUP BY moments.row_id
 SELECT row_id FROM moments
 """)
@@ -79,7 +74,7 @@ class Document:
         self.yaml.preserve_quotes, self.yaml.width, self.yaml.allow_unicode = True, 4096, True
         self.yaml.indent(mapping=2, sequence=4, offset=2)
         self.yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
-        self.tree = self.yaml.load(text)
+        self.tree, self.was = self.yaml.load(text), yaml.safe_load(text)
 
     def text(self) -> str:
         """The whole file."""
@@ -90,10 +85,10 @@ class Document:
     def put(self, path: str, value: Any, comment: str | None = None) -> None:
         """Set one value; an unchanged one keeps everything, a changed one gets the comment, if there is one."""
         *parents, key = path.split(".")
-        tree = self.tree
+        tree, was = self.tree, self.was
         for parent in parents:
-            tree = tree[parent]
-        if key in tree and repr(plain(tree[key])) == repr(plain(value)):
+            tree, was = tree[parent], was[parent]
+        if key in was and json.dumps(was[key]) == json.dumps(value):
             return
         if key in tree:
             tree[key] = styled(value)
@@ -110,15 +105,6 @@ def _comment(tree: CommentedMap, key: str, words: str) -> None:
         token.value = (f"# {words}" if words else "") + "".join(token.value.partition("\n")[1:])
     elif words:
         tree.yaml_add_eol_comment(words, key)
-
-
-def plain(value: Any) -> Any:
-    """A value as safe YAML would read it."""
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    return str(value) if isinstance(value, str) else float(value) if isinstance(value, float) else value
 
 
 def styled(value: Any, inner: bool = False) -> Any:
@@ -139,7 +125,7 @@ def styled(value: Any, inner: bool = False) -> Any:
 
 def change(document: Document, contract: Contract, measured: Measured, demo: bool) -> None:
     """Write the contract, and what other sections must say about it; the demo's own story goes, yours stays."""
-    old = plain(document.tree)
+    old = document.was
     changes = _framing(contract, measured, old["framing"]) | _data(contract, measured, old)
     same = (old["framing"]["task"], old["framing"]["target"]) == (contract.task, contract.target.name)
     if demo:
@@ -211,6 +197,7 @@ def _no_story(contract: Contract, questions: Iterable[str]) -> Changes:
     }
     return {path: (value, "") for path, value in values.items()} | {
         "requirements.label_delay_days": (0, "how long a label takes; younger rows are not learned from"),
+        "deployment.review": (None, "[low, high]: scores in this band are answered `review`; a person decides"),
         "evaluation.slices.max_drop": (1.0, "worst slice: at most this share worse than the whole; tighten it"),
     }
 

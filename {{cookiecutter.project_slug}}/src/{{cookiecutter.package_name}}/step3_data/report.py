@@ -100,7 +100,7 @@ def _over_time(connection: duckdb.DuckDBPyConnection, time: str, value: str, uni
         points = [(r[0], r[2]) for r in rows if r[1] == part]
         panel.plot([p[0] for p in points], [p[1] for p in points], color=colour, marker="o", markersize=3, label=part)
     panel.set_ylabel(unit)
-    panel.set_ylim(bottom=0)
+    panel.set_ylim(bottom=min([0, *(r[2] for r in rows)]))
     panel.legend(fontsize=8, ncols=3)
     return figure(drawing, "The target over time, in each part of the split; between the parts, rows whose label came too late.")
 

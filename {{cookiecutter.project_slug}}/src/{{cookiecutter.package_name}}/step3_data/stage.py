@@ -30,7 +30,8 @@ def run(params: Params) -> None:
     open_events(connection, data, framing)
     log.info("data: validating %s", data.raw)
     checks = check_rows([raw := Path(data.raw)], raw, _raw_fields(framing), data.rows_listed, "raw values")
-    _stop_on_bad_rows(checks, target)
+    if any(c.outcome == "fail" for c in checks):
+        _close(checks, target, page("Step 3: data", "The raw rows break the contract; nothing was prepared.", checks_section(checks)))
     query = QUERY.read_text(encoding="utf-8")
     log.info("data: computing history as of each event, then again with the future hidden")
     build(connection, inside, query)
@@ -46,10 +47,7 @@ def run(params: Params) -> None:
         checks.append(check_alone(alone, data.leak_limit))
         union = " UNION ALL ".join(f"SELECT *, {text(part)} AS part FROM {part}" for part in PARTS)
         connection.execute(f"CREATE OR REPLACE VIEW prepared AS {union}")
-        with whole_folder(target) as report:
-            write_text(report / "index.html", data_page(connection, framing, counts, checks, alone))
-            save_verdict("data", checks, report)
-        raise_if_failed("data", checks, target / "index.html")
+        _close(checks, target, data_page(connection, framing, counts, checks, alone))
 
 
 def _raw_fields(framing: Framing) -> list[Input]:
@@ -60,12 +58,12 @@ def _raw_fields(framing: Framing) -> list[Input]:
     return fields
 
 
-def _stop_on_bad_rows(checks: list[Check], target: Path) -> None:
-    if any(c.outcome == "fail" for c in checks):
-        with whole_folder(target) as report:
-            write_text(report / "index.html", page("Step 3: data", "The raw rows break the contract; nothing was prepared.", checks_section(checks)))
-            save_verdict("data", checks, report)
-        raise_if_failed("data", checks, target / "index.html")
+def _close(checks: list[Check], target: Path, html: str) -> None:
+    """Leave the report and the verdict, and stop on a failed check."""
+    with whole_folder(target) as report:
+        write_text(report / "index.html", html)
+        save_verdict("data", checks, report)
+    raise_if_failed("data", checks, target / "index.html")
 
 
 def _write_parts(connection: duckdb.DuckDBPyConnection, framing: Framing, folder: Path) -> None:
