@@ -187,7 +187,8 @@ def _no_story(contract: Contract, questions: Iterable[str]) -> Changes:
     business = ("privacy", "interpretability", "human_in_the_loop")
     values: dict[str, Any] = {
         "requirements.goal": f"Predict {one_line(contract.target.name)}",
-        **dict.fromkeys(("requirements.owner", "framing.why", *(f"requirements.constraints.{k}" for k in business)), SAY),
+        **dict.fromkeys(("framing.why", *(f"requirements.constraints.{k}" for k in business)), SAY),
+        "requirements.owner": "to be named",
         "requirements.users": ["to be named"],
         **{f"requirements.{key}": [] for key in ("stakeholders", "guard_rails", "constraints.personal_columns")},
         "requirements.scale.training_rows": contract.target.present,
@@ -195,11 +196,12 @@ def _no_story(contract: Contract, questions: Iterable[str]) -> Changes:
         **{f"framing.questions.{k}": {"answer": k != "is_interpretability_critical", "because": SAY} for k in questions},
         "evaluation.experiment": {"smallest_effect": 0.02, "kpi_std": 1.0, "significance": 0.05, "power": 0.8, "challenger_share": 0.5},
     }
-    return {path: (value, "") for path, value in values.items()} | {
+    commented: Changes = {
         "requirements.label_delay_days": (0, "how long a label takes; younger rows are not learned from"),
         "deployment.review": (None, "[low, high]: scores in this band are answered `review`; a person decides"),
         "evaluation.slices.max_drop": (1.0, "worst slice: at most this share worse than the whole; tighten it"),
     }
+    return {path: (value, "") for path, value in values.items()} | commented
 
 
 def _requirements(contract: Contract, measured: Measured) -> Changes:
