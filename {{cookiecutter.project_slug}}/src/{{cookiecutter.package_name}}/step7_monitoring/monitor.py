@@ -167,7 +167,18 @@ def _page(params: Params, found: Look, lines: list[Line]) -> str:
     lead = f"{found.predictions:,} predictions of model {found.version} in the {params.monitoring.window_hours:g} hours up to {found.at[:16]}. "
     lead += "All is quiet." if not found.alarms else "; ".join(why for _, why, _ in found.alarms) + "."
     rows = [
-        (m.column, m.psi, m.test, m.distance, m.p_value, m.wasserstein, m.missing_before, m.missing_now, "yes" if m.drifted else "no") for m in moved
+        (
+            m.column,
+            m.psi,
+            m.test.replace("Kolmogorov-Smirnov", "KS"),
+            m.distance,
+            m.p_value,
+            m.wasserstein,
+            m.missing_before,
+            m.missing_now,
+            "yes" if m.drifted else "no",
+        )
+        for m in moved
     ]
     header = ("column", "PSI", "test", "distance", "p", "Wasserstein", "missing before", "missing now", "drifted")
     share = "none are due yet" if found.labelled is None else f"{found.labelled:.0%} of the predictions due in the newest matured window have theirs"
