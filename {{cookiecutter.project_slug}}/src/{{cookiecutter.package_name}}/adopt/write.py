@@ -214,7 +214,6 @@ def _requirements(contract: Contract, measured: Measured) -> Changes:
     return {
         "requirements.quality": ([{"metric": metric, **bound, "unit": UNIT[metric], "baseline": today}], "better than the baseline: raise it"),
         "requirements.guard_rails": ([], ""),
-        "data.since": (None, None),
         "requirements.lift_over_baseline": (0.0, "raise it to what makes a model worth its upkeep"),
         **{f"requirements.kpi.{key}": (value, "") for key, value in kpi.items()},
         "evaluation.slices.metric": ({"regression": "rmse", "binary": "roc_auc", "multiclass": "accuracy"}[contract.task], ""),
