@@ -13,7 +13,7 @@ from sklearn import metrics as sk
 
 from {{ cookiecutter.package_name }}.params import HIGHER_IS_BETTER, METRICS_OF, Experiment, Params, Slices, Target, Threshold
 from {{ cookiecutter.package_name }}.step1_requirements.checks import StepFailed, load_verdict
-from {{ cookiecutter.package_name }}.step5_evaluation.experiment import analyse, design
+from {{ cookiecutter.package_name }}.step5_evaluation.experiment import analyse, design, read_results
 from {{ cookiecutter.package_name }}.step5_evaluation.gate import Champion, Measured, gate
 from {{ cookiecutter.package_name }}.step5_evaluation.metrics import Answers, Estimate, answers_of, bootstrap, choose_threshold, interval, lead, measure, resample
 from {{ cookiecutter.package_name }}.step5_evaluation.slices import measure_slices, protected_gap, worst_drop
@@ -223,12 +223,12 @@ def test_results_of_the_online_test_are_read_right(shift: float, units: int, bet
     """A shift of two standard errors and more is seen either way, none is not, and arms of unplanned size are invalid."""
     base = np.random.default_rng(0).normal(50, 5, 1000)
     rows = [("champion", v) for v in base] + [("challenger", v + shift) for v in base[::-1][:units]]
-    assert verdict in analyse(PLAN, results(tmp_path, rows), better).verdict
+    assert verdict in analyse(PLAN, read_results(results(tmp_path, rows)), better).verdict
 
 
 def test_a_broken_results_file_is_refused_with_its_line(tmp_path: Path) -> None:
     with pytest.raises(StepFailed, match="line 3: arm is 'control'"):
-        analyse(PLAN, results(tmp_path, [("champion", 1), ("control", 2)]), "higher")
+        analyse(PLAN, read_results(results(tmp_path, [("champion", 1), ("control", 2)])), "higher")
 
 
 def results(folder: Path, rows: list[tuple[str, Any]]) -> Path:

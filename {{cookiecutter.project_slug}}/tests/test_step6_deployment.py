@@ -24,9 +24,10 @@ from {{ cookiecutter.package_name }}.step3_data.encode import columns_of, column
 from {{ cookiecutter.package_name }}.step4_model.pipeline import frame_of, predict
 from {{ cookiecutter.package_name }}.step4_model.tracking import CHALLENGER, CHAMPION, open_tracker
 from {{ cookiecutter.package_name }}.step4_model.train import Part, fit
+from {{ cookiecutter.package_name }}.step6_deployment import batch
 from {{ cookiecutter.package_name }}.step6_deployment.batch import score_file
 from {{ cookiecutter.package_name }}.step6_deployment.loadtest import Load
-from {{ cookiecutter.package_name }}.step6_deployment.prediction_log import Logged, PredictionLog, ask_log
+from {{ cookiecutter.package_name }}.step6_deployment.prediction_log import Logged, PredictionLog, ask_log, results_of_canary
 from {{ cookiecutter.package_name }}.step6_deployment.predictor import MANIFEST, MODEL, SUMS, Predictor, open_bundle, seal
 from {{ cookiecutter.package_name }}.step6_deployment.service import create_app
 from {{ cookiecutter.package_name }}.step6_deployment.stage import _judge, check_parity, export
@@ -154,6 +155,30 @@ def test_any_column_of_any_name_is_scored_from_a_file(kind: str, odd_bundle: tup
     (pq.write_table if kind == "parquet" else pa_csv.write_csv)(odd_table, source)
     assert score_file(Predictor(odd_bundle[0], tmp_path / "none"), source, target) == 300
     assert pq.read_table(target).column("score").to_pylist() == pytest.approx(odd_bundle[1], abs=1e-5)
+
+
+def test_an_interrupted_score_goes_on_where_it_stopped(
+    odd_bundle: tuple[Path, Any], odd_table: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target, predictor = tmp_path / "rows.parquet", tmp_path / "scored.parquet", Predictor(odd_bundle[0], tmp_path / "none")
+    pq.write_table(odd_table, source)
+    monkeypatch.setattr(batch, "BATCH", 100)
+    score, calls = batch._score, []
+
+    def dying(*given: Any) -> Any:
+        calls.append(given)
+        if len(calls) == 3:
+            raise OSError("the disk is full")
+        return score(*given)
+
+    monkeypatch.setattr(batch, "_score", dying)
+    with pytest.raises(StepFailed, match="disk is full"):
+        score_file(predictor, source, target)
+    assert not target.exists()
+    assert score_file(predictor, source, target) == 300
+    assert len(calls) == 4
+    assert pq.read_table(target).column("score").to_pylist() == pytest.approx(odd_bundle[1], abs=1e-5)
+    assert not target.with_name("scored.parquet.parts").exists()
 
 
 def test_every_changed_byte_of_a_small_bundle_is_refused(tmp_path: Path) -> None:
@@ -422,6 +447,12 @@ def test_a_challenger_gets_its_share(mode: Any, bundle: Path, params: Params, fr
     assert {r[0] for r in rows} <= {a["prediction_id"] for a in answers}
     assert versions.count("next") == (len(rows) if mode == "canary" else 0)
     assert framing.entity is None or versions[:100] == versions[100:]
+    log = PredictionLog(tmp_path / "log.sqlite", 60, 1000)
+    log.add_labels([(a["prediction_id"], "2030-01-01", "0") for a in answers])
+    log.close()
+    arms, _ = results_of_canary(tmp_path / "log.sqlite")
+    units = 100 if framing.entity else 200  # the champion's from before the canary's first are left out
+    assert units * 0.9 <= len(arms["champion"]) + len(arms["challenger"]) <= units if mode == "canary" else not arms["challenger"]
 
 
 def test_scores_in_the_band_are_for_a_person_until_the_verdict_comes(bundle: Path, params: Params, manifest: Any, tmp_path: Path) -> None:

@@ -84,12 +84,21 @@ def tune(write: Annotated[bool, typer.Option(help="Put the winner into params.ya
 
 
 @app.command()
-def experiment(results: Annotated[Path, typer.Argument(help="CSV with the columns arm and kpi")]) -> None:
-    """Say what the results of the online test mean."""
-    from .step5_evaluation.experiment import analyse
+def experiment(results: Annotated[Path | None, typer.Argument(help="CSV with the columns arm and kpi; else the canary's log")] = None) -> None:
+    """Say what the results of the online test mean: of a table of the KPI, or of the labels that came back for champion and canary."""
+    from .step5_evaluation.experiment import analyse, read_results
 
     params = load()
-    found = analyse(params.evaluation.experiment, results, params.requirements.kpi.better)
+    settings, better = params.evaluation.experiment, params.requirements.kpi.better
+    if results:
+        values = read_results(results)
+    else:
+        from .step6_deployment.prediction_log import results_of_canary
+
+        values, better = results_of_canary(params.deployment.log.path)  # type: ignore[assignment]
+        if params.deployment.canary:
+            settings = settings.model_copy(update={"challenger_share": params.deployment.canary.share})
+    found = analyse(settings, values, better)
     typer.echo(f"{found.champion_units:,} and {found.challenger_units:,} units, sample ratio p = {found.sample_ratio_p:.3g}")
     typer.echo(f"effect {found.effect:.4g} [{found.low:.4g}, {found.high:.4g}], p = {found.p_value:.3g}: {found.verdict}")
 

@@ -2,6 +2,7 @@
 
 import csv
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,13 +48,15 @@ class Analysis:
     verdict: str
 
 
-def analyse(settings: Experiment, path: Path, better: str) -> Analysis:
-    """Read a CSV with the columns arm (champion or challenger) and kpi, one row per unit, and test the difference (Welch).
+def analyse(settings: Experiment, values: Mapping[str, Sequence[float]], better: str) -> Analysis:
+    """Test the difference between the arms (Welch), given one value of the KPI per unit; see `read_results`.
 
     Raises:
-        StepFailed: when the file lacks a column, an arm or enough rows.
+        StepFailed: when an arm has fewer than two units.
     """
-    values = _read(path)
+    short = [arm for arm in ARMS if len(values[arm]) < 2]
+    if short:
+        raise StepFailed(f"experiment: {short[0]} has fewer than two units with a result; wait for more")
     a, b = (np.asarray(values[arm]) for arm in ARMS)
     expected = [(len(a) + len(b)) * s for s in (1 - settings.challenger_share, settings.challenger_share)]
     ratio_p = float(stats.chisquare([len(a), len(b)], expected).pvalue)
@@ -72,7 +75,12 @@ def analyse(settings: Experiment, path: Path, better: str) -> Analysis:
     return Analysis(len(a), len(b), ratio_p, effect, low, high, float(test.pvalue), verdict)
 
 
-def _read(path: Path) -> dict[str, list[float]]:
+def read_results(path: Path) -> dict[str, list[float]]:
+    """Read a CSV with the columns arm (champion or challenger) and kpi, one row per unit.
+
+    Raises:
+        StepFailed: when the file lacks a column or holds another arm.
+    """
     values: dict[str, list[float]] = {arm: [] for arm in ARMS}
     try:
         with path.open(newline="", encoding="utf-8") as file:
@@ -82,7 +90,4 @@ def _read(path: Path) -> dict[str, list[float]]:
                 values[row["arm"]].append(float(row["kpi"]))
     except (OSError, KeyError, ValueError, TypeError) as error:
         raise StepFailed(f"{path}: {error}; give a CSV with the columns arm and kpi, one row per unit") from None
-    short = [arm for arm in ARMS if len(values[arm]) < 2]
-    if short:
-        raise StepFailed(f"{path}: {short[0]} has fewer than two rows; wait for more results")
     return values

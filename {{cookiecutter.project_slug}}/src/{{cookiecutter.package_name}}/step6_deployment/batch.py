@@ -1,10 +1,13 @@
 """Batch scoring on the serving bundle: a file in, the same rows with their scores out, in bounded memory."""
 
+import json
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pyarrow as pa
@@ -13,11 +16,13 @@ import pyarrow.parquet as pq
 
 from ..params import Framing
 from ..step1_requirements.checks import StepFailed
+from ..step1_requirements.page import write_text
 from ..step3_data.encode import columns_of
 from ..step3_data.table import read_as_contract
 from .predictor import Predictor
 
 BATCH = 50_000
+SAY_EVERY_SECONDS = 2
 log = logging.getLogger(__name__)
 
 
@@ -25,50 +30,74 @@ def score_file(predictor: Predictor, source: Path, target: Path) -> int:
     """Score a Parquet, CSV or JSON Lines file into a Parquet or CSV file, whole or not at all; returns the rows scored.
 
     The columns score, decision and model_version are added. History features that the file
-    lacks are looked up by entity, as the API does.
+    lacks are looked up by entity, as the API does. Scored parts are kept beside the target until
+    it is whole, so the same call goes on where an interrupted one stopped.
 
     Raises:
         StepFailed: when the file is missing, of another kind, or lacks a column.
     """
-    partial = target.with_name(target.name + ".partial")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    parts = target.with_name(target.name + ".parts")
     try:
-        rows = _score_into(predictor, source, partial, target.suffix)
+        _resume(parts, [str(source.absolute()), source.stat().st_size, source.stat().st_mtime_ns, predictor.stamp, BATCH])
+        rows = _score_parts(predictor, source, parts)
         if rows:
-            os.replace(partial, target)
+            _join(parts, target)
+        shutil.rmtree(parts)
     except (pa.ArrowException, OSError) as error:
         raise StepFailed(f"score: {source}: {error}") from None
-    finally:
-        partial.unlink(missing_ok=True)
+    except StepFailed:
+        shutil.rmtree(parts, ignore_errors=True)
+        raise
     if not rows:
         raise StepFailed(f"score: {source} holds no rows")
     return rows
 
 
-def _score_into(predictor: Predictor, source: Path, partial: Path, kind: str) -> int:
-    writer, rows = None, 0
-    try:
-        for table in _tables(source, predictor.framing):
+def _resume(parts: Path, asked: list[Any]) -> None:
+    """Keep the parts of the same file by the same model, and no others."""
+    stamp = parts / "asked.json"
+    if not stamp.exists() or json.loads(stamp.read_text(encoding="utf-8")) != asked:
+        shutil.rmtree(parts, ignore_errors=True)
+        write_text(stamp, json.dumps(asked))
+
+
+def _score_parts(predictor: Predictor, source: Path, parts: Path) -> int:
+    rows, said = 0, monotonic()
+    for number, (table, total) in enumerate(_tables(source, predictor.framing)):
+        part = parts / f"{number:06}.arrow"
+        if not part.exists():
             scored = _score(predictor, table, source)
-            writer = writer or _writer(kind, partial, scored.schema)
-            writer.write_table(scored)
-            rows += table.num_rows
-            log.info("score: %s rows", f"{rows:,}")
-    finally:
-        if writer:
-            writer.close()
+            with pa.OSFile(str(part.with_suffix(".new")), "wb") as sink, pa.ipc.new_file(sink, scored.schema) as writer:
+                writer.write_table(scored)
+            os.replace(part.with_suffix(".new"), part)
+        rows += table.num_rows
+        if monotonic() - said > SAY_EVERY_SECONDS or rows == total:
+            log.info("score: %s of %s rows", f"{rows:,}", f"{total:,}")
+            said = monotonic()
     return rows
 
 
-def _tables(source: Path, framing: Framing) -> Iterator[pa.Table]:
-    """The table in batches, read as the contract says and not as it looks, so that "007" stays a text and a duration is a number."""
+def _join(parts: Path, target: Path) -> None:
+    partial, writer = parts / f"joined{target.suffix}", None
+    try:
+        for part in sorted(parts.glob("*.arrow")):
+            with pa.memory_map(str(part)) as mapped:
+                table = pa.ipc.open_file(mapped).read_all()
+                writer = writer or (pc_csv.CSVWriter(partial, table.schema) if target.suffix == ".csv" else pq.ParquetWriter(partial, table.schema))
+                writer.write_table(table)
+    finally:
+        if writer:
+            writer.close()
+    os.replace(partial, target)
+
+
+def _tables(source: Path, framing: Framing) -> Iterator[tuple[pa.Table, int]]:
+    """The table in batches, with its rows in all; all but Parquet is read as the contract says and not as it looks, so that "007" stays a text."""
     with tempfile.TemporaryDirectory() as folder:
-        for batch in pq.ParquetFile(read_as_contract(framing, source, Path(folder))).iter_batches(BATCH):
-            yield pa.Table.from_batches([batch])
-
-
-def _writer(kind: str, partial: Path, schema: pa.Schema) -> Any:
-    return pc_csv.CSVWriter(partial, schema) if kind == ".csv" else pq.ParquetWriter(partial, schema)
+        path = source if source.suffix == ".parquet" else read_as_contract(framing, source, Path(folder))
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(BATCH):
+                yield pa.Table.from_batches([batch]), file.metadata.num_rows
 
 
 def _score(predictor: Predictor, table: pa.Table, source: Path) -> pa.Table:

@@ -172,6 +172,31 @@ def ask_log(path: Path | str, query: str, values: Sequence[Any] = ()) -> list[tu
         raise StepFailed(f"the prediction log {_shown(path)} cannot be read: {error}") from None
 
 
+def results_of_canary(path: Path | str) -> tuple[dict[str, list[float]], str]:
+    """One value per unit (the entity, else the prediction) and arm, since the newest canary began, and which value is better.
+
+    The value is the share of decisions that labels confirmed, or the mean absolute error of predicted numbers.
+
+    Raises:
+        StepFailed: when there is no log.
+    """
+    rows = ask_log(path, """
+        SELECT role, coalesce(entity, prediction_id), prediction_id, decision, score, label
+        FROM predictions JOIN labels USING (prediction_id)
+        WHERE role IN ('champion', 'canary') AND predictions.at >= (
+            SELECT min(at) FROM predictions WHERE role = 'canary' AND model_version = (
+                SELECT model_version FROM predictions WHERE role = 'canary' ORDER BY at DESC LIMIT 1))
+        ORDER BY labels.at""")  # fmt: skip
+    units: dict[tuple[str, str], dict[str, float]] = {}
+    for role, unit, prediction_id, decision, score, label in rows:  # a later label of the same prediction wins
+        value = float(decision == label) if decision is not None else abs(score - float(label))
+        units.setdefault(("challenger" if role == "canary" else role, unit), {})[prediction_id] = value
+    values: dict[str, list[float]] = {"champion": [], "challenger": []}
+    for (arm, _), unit_values in units.items():
+        values[arm].append(sum(unit_values.values()) / len(unit_values))
+    return values, "lower" if rows and rows[0][3] is None else "higher"
+
+
 def _is_url(path: Path | str) -> bool:
     return str(path).startswith(("postgresql://", "postgres://"))
 

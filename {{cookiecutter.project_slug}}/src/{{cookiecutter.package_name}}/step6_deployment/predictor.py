@@ -125,6 +125,7 @@ class Predictor:
             StepFailed: when the bundle is not what was sealed, or answers its samples otherwise than when it was built.
         """
         self.manifest, files = read_bundle(bundle)
+        self.stamp = hashlib.sha256(b"".join(files[name] for name in sorted(files))).hexdigest()
         self.framing = Framing.model_validate(self.manifest["framing"])
         self.history = [i.name for i in inputs_of(self.framing, "history")]
         self.names = columns_read(self.framing)
