@@ -50,21 +50,20 @@ def encode(framing: Framing, columns: Mapping[str, Sequence[Any]], rows: int) ->
         numbers (rows, len(number_names)) float32 and strings (rows, len(string_inputs)) object;
         an array without columns is left out.
     """
-    numbers: list[NDArray[Any]] = []
-    for field in of_kind(framing.inputs, "number", "boolean", "date"):
-        if field.kind == "date":
-            numbers += _date_parts(framing, field, columns)
-        else:
-            with np.errstate(over="ignore"):
-                numbers.append(np.asarray(columns[field.name], dtype=np.float32))
-    strings = [_texts(field, columns[field.name]) for field in string_inputs(framing)]
+    parts: list[NDArray[Any]] = []
+    with np.errstate(over="ignore"):
+        for field in of_kind(framing.inputs, "number", "boolean", "date"):
+            parts += _date_parts(framing, field, columns) if field.kind == "date" else [np.asarray(columns[field.name], dtype=np.float32)]
     arrays: Arrays = {}
-    if numbers:
-        arrays["numbers"] = np.clip(np.column_stack(numbers).astype(np.float32, copy=False), -LARGEST, LARGEST)
-    if strings:
+    if parts:
+        numbers = arrays["numbers"] = np.empty((rows, len(parts)), dtype=np.float32)
+        for index, part in enumerate(parts):
+            numbers[:, index] = part
+        np.minimum(np.maximum(numbers, -LARGEST, out=numbers), LARGEST, out=numbers)
+    if strings := string_inputs(framing):
         arrays["strings"] = np.empty((rows, len(strings)), dtype=object)
-        for index, values in enumerate(strings):
-            arrays["strings"][:, index] = values
+        for index, field in enumerate(strings):
+            arrays["strings"][:, index] = _texts(field, columns[field.name])
     return arrays
 
 
@@ -112,7 +111,7 @@ def _date_parts(framing: Framing, field: Input, columns: Mapping[str, Sequence[A
         event = np.datetime64("2000-01-01", "us") if framing.time is None else np.asarray(columns[framing.time], dtype="datetime64[us]")
         age = (event - moment) if framing.time else (moment - event)
         parts.append(np.where(np.isnat(age), np.nan, age.astype(np.int64) / 8.64e10))
-    return [np.where(missing, np.nan, part).astype(np.float32) for part in parts]
+    return [np.where(missing, np.nan, part) for part in parts] if missing.any() else parts
 
 
 def classes_of(framing: Framing, values: Sequence[Any]) -> list[str]:
