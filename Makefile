@@ -7,7 +7,7 @@ TEMPLATE := {{cookiecutter.project_slug}}
 export UV_LINK_MODE ?= copy
 export UV_COMPILE_BYTECODE ?= 1
 
-.PHONY: help demo test test-all test-fast bench check clean
+.PHONY: help demo test test-all test-fast bench bench-serving check clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -31,6 +31,9 @@ test-fast: .venv/.ready ## the tests that take seconds
 
 bench: .venv/.ready ## how long baking, running and testing take, as ratios
 	$(BIN)/python tests/bench.py
+
+bench-serving: .venv/.ready ## the service beside mlflow, a data frame in FastAPI and an empty endpoint, as ratios
+	$(BIN)/python tests/bench_serving.py
 
 check: .venv/.ready ## lint and types of the template's own code
 	$(BIN)/ruff check hooks tests

@@ -110,6 +110,17 @@ def answers(port: int, path: str) -> bool:
     return False
 
 
+def cpu_seconds(process: subprocess.Popen[bytes]) -> float:
+    """What a process and its children have had of the processor: unlike rates, it hardly depends on what else the machine does."""
+    total = 0.0
+    for found in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = found.read_text().rpartition(")")[2].split()
+            if int(fields[2]) == process.pid:  # its group, of which it is the leader
+                total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return total
+
+
 def memory_mb(process: subprocess.Popen[bytes]) -> float:
     """Resident memory of a process and its children."""
     listed = subprocess.run(["ps", "-o", "rss=", "-g", str(os.getsid(process.pid))], capture_output=True, text=True, check=False).stdout.split()
@@ -158,7 +169,7 @@ def compare(project: Path) -> None:
     shell(project, sys.executable, "-c", textwrap.dedent(MLFLOW.replace("PACKAGE", PACKAGE)), source=project / "src")
     record = json.loads((project / "models/bundle/manifest.json").read_text())["samples"][0]
     records, split = json.dumps({"records": [record]}).encode(), json.dumps({"dataframe_records": [record]}).encode()
-    python, own = sys.executable, {"PYTHONPATH": os.pathsep.join([str(project / "src"), str(project)]), "OMP_NUM_THREADS": "1"}
+    python, path_of = sys.executable, {"PYTHONPATH": os.pathsep.join([str(project / "src"), str(project)]), "OMP_NUM_THREADS": "1"}
     uvicorn = [python, "-m", "uvicorn", "--no-access-log", "--log-level", "warning", "--port"]
     mlflow = [str(Path(python).with_name("mlflow")), "models", "serve", "-m", "bench_model", "--env-manager", "local", "-w", "1", "-p", "18405"]
     ours = [python, "-m", PACKAGE, "serve", "--port", "18401"]
@@ -169,14 +180,17 @@ def compare(project: Path) -> None:
         "mlflow models serve": (mlflow, 18405, "/ping", "/invocations", split),
     }
     rates: dict[str, list[float]] = {name: [] for name in contenders}
+    cpu: dict[str, list[float]] = {name: [] for name in contenders}
     starts: dict[str, float] = {}
     sizes: dict[str, float] = {}
     steady = (0.0, 0.0)
     for turn in range(ROUNDS):  # side by side, so that a busy moment hits all
         for name, (command, port, probe, path, body) in contenders.items():
-            with server(project, command, port, probe, PARAMS__DEPLOYMENT__LOG__PATH="data/bench.sqlite", **own) as (seconds, process):
+            with server(project, command, port, probe, PARAMS__DEPLOYMENT__LOG__PATH="data/bench.sqlite", **path_of) as (seconds, process):
                 rate(port, path, body, seconds=0.5)
+                before = cpu_seconds(process)
                 rates[name].append(rate(port, path, body))
+                cpu[name].append((cpu_seconds(process) - before) / (rates[name][-1] * SECONDS) * 1e6)
                 starts[name], sizes[name] = min(seconds, starts.get(name, 99.0)), memory_mb(process)
                 if name.startswith("this") and turn == 0:
                     load = serving.Load()
@@ -186,9 +200,13 @@ def compare(project: Path) -> None:
                     ordered = sorted(load.latencies)
                     steady = ordered[len(ordered) // 2], ordered[int(len(ordered) * 0.99)]
     mine = statistics.median(rates["this service, all of it"])
-    print(f"{'one core, one record a request':36} {'a second':>9} {'ours is':>9} {'start s':>8} {'MB':>5}")
+    own = statistics.median(cpu["this service, all of it"])
+    print(f"{'one core, one record a request':36} {'a second':>9} {'ours is':>9} {'CPU us':>8} {'ours is':>9} {'start s':>8} {'MB':>5}")
     for name, found in rates.items():
-        print(f"{name:36} {statistics.median(found):9,.0f} {mine / statistics.median(found):8.2f}x {starts[name]:8.1f} {sizes[name]:5.0f}")
+        print(
+            f"{name:36} {statistics.median(found):9,.0f} {mine / statistics.median(found):8.2f}x {statistics.median(cpu[name]):8.0f} "
+            f"{statistics.median(cpu[name]) / own:8.2f}x {starts[name]:8.1f} {sizes[name]:5.0f}"
+        )
     print(f"p50 / p99 at a constant 1,000 a second: {steady[0]:.2f} / {steady[1]:.2f} ms, the client's own share included")
 
 
