@@ -128,7 +128,8 @@ def serve(
         raise StepFailed(f"{bundle} is not here; `run` builds it")
     service = create_app(params, bundle, online)
     host, port = host or params.deployment.host, port or params.deployment.port
-    typer.echo(f"serving model version {service.version} on http://{host}:{port}, described at /docs; stop with Ctrl+C")
+    where = f"http://{host}:{port}" if fd is None else f"the socket {fd}"
+    typer.echo(f"serving model version {service.version} on {where}, described at /docs; stop with Ctrl+C")
     run_service(service, host, port, fd)
 
 
