@@ -170,7 +170,6 @@ def _data(contract: Contract, measured: Measured, old: Mapping[str, Any]) -> Cha
     return {
         "data.sample": (None, "your own table is in data/raw"),
         "data.since": (None, None),
-        "deployment.review": (None, "[low, high]: scores in this band are answered `review`; a person decides"),
         "data.split": (old["data"]["split"] | {"by": split_by(contract)}, SPLIT[split_by(contract)]),
         "data.leak_limit": (1.0 if contract.trusts_leaks else old["data"]["leak_limit"], "nothing is refused, because --keep said so"),
         "model.kind": (best_kind(measured.kinds), f"{metric_of(contract)} on some validation rows: {tried}"),

@@ -92,12 +92,10 @@ def _join(parts: Path, target: Path) -> None:
 
 
 def _tables(source: Path, framing: Framing) -> Iterator[tuple[pa.Table, int]]:
-    """The table in batches, with its rows in all; all but Parquet is read as the contract says and not as it looks, so that "007" stays a text."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = source if source.suffix == ".parquet" else read_as_contract(framing, source, Path(folder))
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(BATCH):
-                yield pa.Table.from_batches([batch]), file.metadata.num_rows
+    """The table in batches, with its rows in all; read as the contract says and not as it looks: "007" stays a text, a duration is a number."""
+    with tempfile.TemporaryDirectory() as folder, pq.ParquetFile(read_as_contract(framing, source, Path(folder))) as file:
+        for batch in file.iter_batches(BATCH):
+            yield pa.Table.from_batches([batch]), file.metadata.num_rows
 
 
 def _score(predictor: Predictor, table: pa.Table, source: Path) -> pa.Table:
