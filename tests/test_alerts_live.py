@@ -227,13 +227,19 @@ def test_trouble_reaches_the_webhook_and_the_loop_mends_the_model(project: Path)
         code = NEW_WORLD.replace("PACKAGE", package).replace("ROWS", str(ROWS))
         subprocess.run([sys.executable, "-c", code], cwd=project, env=os.environ | {"PYTHONPATH": str(project / "src")}, check=True)
         records, labels = json.loads((project / "data/world.json").read_text(encoding="utf-8"))
-        ids = []
-        for k in range(0, len(records), 1000):
-            ids += [p["prediction_id"] for p in get(f"{service}/v1/predict", {"records": records[k : k + 1000]})["predictions"]]
-        for k in range(0, len(ids), 5000):
-            pairs = zip(ids[k : k + 5000], labels[k : k + 5000], strict=True)
+
+        def happens(part: slice) -> None:
+            """Requests, and their labels at once."""
+            ids = []
+            for k in range(part.start, part.stop, 1000):
+                ids += [p["prediction_id"] for p in get(f"{service}/v1/predict", {"records": records[k : min(k + 1000, part.stop)]})["predictions"]]
+            pairs = zip(ids, labels[part], strict=True)
             get(f"{service}/v1/feedback", {"labels": [{"prediction_id": i, "label": label} for i, label in pairs]})
+
+        happens(slice(0, 2000))  # enough for an alert; the labels to learn from come after it
         wait_for("lost quality at the webhook", lambda: ("QualityLost", "firing") in told)
+        for k in range(2000, len(records), 5000):
+            happens(slice(k, min(k + 5000, len(records))))
         wait_for(f"data behind every panel and rule, but not behind {without_data(project, ask)}", lambda: not without_data(project, ask), 30)
         wait_for("the promotion", lambda: "promoted" in decisions(), 400)
         wait_for("the swap", lambda: get(f"{service}/health/ready")["model_version"] != first)

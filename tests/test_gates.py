@@ -339,7 +339,9 @@ def clean(bake_into: Callable[..., Path], tmp_path_factory: pytest.TempPathFacto
             shutil.rmtree(shared, ignore_errors=True)
             project = bake_into(shared)
             set_params(project, requirements__latency_ms={"p50": 400, "p99": 1000})
-            set_params(project, deployment__load_test={"seconds": 2, "rate_per_second": 100, "connections": 16})
+            set_params(project, deployment__keys="none")
+            load = {"seconds": 2, "rate_per_second": 100, "connections": 16}
+            set_params(project, **{f"deployment__load_test__{key}": value for key, value in load.items()})
             subprocess.run(["git", "init", "--quiet"], cwd=project, check=True)
             for step in ("sample", *STEPS, "evaluation"):  # once more, now that the model is the champion
                 done = verb(project, step)

@@ -15,7 +15,17 @@ from {{ cookiecutter.package_name }}.params import HIGHER_IS_BETTER, METRICS_OF,
 from {{ cookiecutter.package_name }}.step1_requirements.checks import StepFailed, load_verdict
 from {{ cookiecutter.package_name }}.step5_evaluation.experiment import analyse, design, read_results
 from {{ cookiecutter.package_name }}.step5_evaluation.gate import Champion, Measured, gate
-from {{ cookiecutter.package_name }}.step5_evaluation.metrics import Answers, Estimate, answers_of, bootstrap, choose_threshold, interval, lead, measure, resample
+from {{ cookiecutter.package_name }}.step5_evaluation.metrics import (
+    Answers,
+    Estimate,
+    answers_of,
+    bootstrap,
+    choose_threshold,
+    interval,
+    lead,
+    measure,
+    resample,
+)
 from {{ cookiecutter.package_name }}.step5_evaluation.slices import measure_slices, protected_gap, worst_drop
 
 RNG = np.random.default_rng(0)
