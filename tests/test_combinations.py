@@ -33,7 +33,7 @@ def rows() -> list[dict[str, str]]:
 
 
 def name_of(answers: Mapping[str, str]) -> str:
-    return "-".join(answers.values())
+    return "-".join(answers[option] for option in OPTIONS)
 
 
 def test_any_two_choices_meet() -> None:

@@ -1,5 +1,6 @@
 """Every choice of data_remote: what one clone pushes, another pulls, from a real folder or a real server on this machine."""
 
+import base64
 import json
 import os
 import shutil
@@ -18,8 +19,7 @@ from environments import environment, npm_package, run
 pytestmark = pytest.mark.all
 QUESTIONS = json.loads((Path(__file__).parents[1] / "cookiecutter.json").read_text(encoding="utf-8"))
 CONTENT = b"amount,label\n1.5,yes\n"
-# The key of Azurite's only account, printed in its manual: no secret.
-AZURITE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+ACCOUNT, KEY = "somebody", base64.b64encode(os.urandom(32)).decode()  # Azurite takes whatever its environment names
 TOOLS = ("dvc[s3,gs,azure]>=3.67", "moto[server]>=5", "gcp-storage-emulator")
 
 
@@ -86,9 +86,9 @@ def azure(tools: Path, slug: str, folder: Path) -> Iterator[tuple[Mapping[str, s
         pytest.skip("npm is not installed, so Azurite cannot be fetched: azure was not tried")
     port = free_port()
     program = [str(npm_package("azurite") / "azurite-blob"), "--blobHost", "127.0.0.1", "--blobPort", str(port), "--inMemoryPersistence"]
-    with server([*program, "--skipApiVersionCheck", "--silent"], port, folder / "server.log"):
-        endpoint = f"http://127.0.0.1:{port}/devstoreaccount1"
-        account = f"DefaultEndpointsProtocol=http;AccountName=devstoreaccount1;AccountKey={AZURITE_KEY};BlobEndpoint={endpoint};"
+    with server(["env", f"AZURITE_ACCOUNTS={ACCOUNT}:{KEY}", *program, "--skipApiVersionCheck", "--silent"], port, folder / "server.log"):
+        endpoint = f"http://127.0.0.1:{port}/{ACCOUNT}"
+        account = f"DefaultEndpointsProtocol=http;AccountName={ACCOUNT};AccountKey={KEY};BlobEndpoint={endpoint};"
         code = f"from azure.storage.blob import BlobServiceClient as S; S.from_connection_string({account!r}).create_container({slug!r})"
         run([str(tools / "python"), "-c", code])
         yield {}, [["connection_string", account]]
