@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -12,6 +13,7 @@ from time import perf_counter
 import pytest
 from conftest import ROOT
 from covertable import make
+from lint import PROJECT
 
 BakeInto = Callable[..., Path]
 OPTIONS = {name: raw for name, raw in json.loads((ROOT / "cookiecutter.json").read_text(encoding="utf-8")).items() if isinstance(raw, list)}
@@ -41,6 +43,23 @@ def test_any_two_choices_meet() -> None:
     names = list(OPTIONS)
     wanted = {(a, x, b, y) for i, a in enumerate(names) for b in names[i + 1 :] for x in OPTIONS[a] for y in OPTIONS[b]}
     assert wanted == {(a, row[a], b, row[b]) for row in rows() for i, a in enumerate(names) for b in names[i + 1 :]}
+
+
+@pytest.mark.parametrize(
+    ("per_replica", "now", "required", "most", "expected"),
+    [
+        (2500, 23, 1000, 10, (2, 4)),
+        (100, 23, 1000, 20, (2, 17)),
+        (100, 200, 1000, 40, (7, 34)),
+        (1000, 2400, 3000, 41, (8, 40)),
+        (500, 20, 500, 3, (2, 3)),
+    ],
+)
+def test_the_autoscalers_bounds_follow_from_the_rates(per_replica: float, now: float, required: float, most: int, expected: tuple[int, int]) -> None:
+    script = runpy.run_path(str(ROOT / PROJECT / "deploy" / "to" / "kubernetes" / "from_requirements.py"))
+    assert script["bounds"](per_replica, now, required, most) == expected
+    with pytest.raises(ValueError, match=r"replicas are needed, but deployment\.max_replicas is 1"):
+        script["bounds"](per_replica, now, 10 * required, 1)
 
 
 @pytest.fixture

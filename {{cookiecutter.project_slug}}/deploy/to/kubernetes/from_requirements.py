@@ -22,7 +22,7 @@ def bounds(per_replica: float, now: float, required: float, most: int) -> tuple[
     """The lowest and highest number of replicas; all rates in requests a second.
 
     The lowest holds twice today's average and survives the loss of one; the highest holds ten times the
-    average and the required throughput, and is two to ten times the lowest.
+    average and the required throughput, and is two to ten times the lowest where `most` allows it.
 
     Raises:
         ValueError: when the requirement needs more than `most` replicas.
@@ -31,7 +31,7 @@ def bounds(per_replica: float, now: float, required: float, most: int) -> tuple[
     needed = math.ceil(max(HIGHEST * now, required) / (per_replica * UTILIZATION))
     if needed > most:
         raise ValueError(f"{needed} replicas are needed, but deployment.max_replicas is {most}; raise it, or make the service faster")
-    return low, max(LOWEST * low, min(needed, HIGHEST * low))
+    return low, max(low, min(most, max(2 * low, min(needed, 10 * low))))
 
 
 def main() -> int:
