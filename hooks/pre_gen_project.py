@@ -36,7 +36,7 @@ INSTALLED = """
     pytest _pytest hypothesis httpx requests ruff mypy importlinter import_linter grimp xdist pytest_xdist cruft
     cookiecutter jinja2 setuptools pip hatchling uv uv_build wheel packaging attr attrs jsonschema evidently xgboost
     charset_normalizer psycopg psycopg_binary schemathesis lightgbm wandb torch tqdm typing_extensions pandas_stubs types_pyyaml pre_commit
-    airflow apache_airflow prefect dagster dagster_webserver dvc_s3 dvc_gs dvc_azure psycopg
+    airflow apache_airflow prefect dagster dagster_webserver dvc_s3 dvc_gs dvc_azure
     """
 TAKEN = {*INSTALLED.split()}
 

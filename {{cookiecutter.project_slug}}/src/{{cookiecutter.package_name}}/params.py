@@ -121,10 +121,6 @@ class Target(Section):
         """The number to reach, whichever the direction."""
         return self.at_least if self.at_least is not None else self.at_most  # type: ignore[return-value]
 
-    def met_by(self, value: float) -> bool:
-        """Whether `value` satisfies the bound; NaN never does."""
-        return value >= self.bound if self.at_least is not None else value <= self.bound
-
     @model_validator(mode="after")
     def _direction(self) -> "Target":
         if self.metric not in HIGHER_IS_BETTER:
