@@ -1,6 +1,7 @@
 """Bakes for all tests: from a clean copy of the template, with no one's own cookiecutter settings."""
 
 import functools
+import json
 import runpy
 import shutil
 import subprocess
@@ -14,6 +15,8 @@ import pytest
 from cookiecutter.main import cookiecutter
 
 ROOT = Path(__file__).parents[1]
+QUESTIONS: dict[str, Any] = json.loads((ROOT / "cookiecutter.json").read_text(encoding="utf-8"))
+OPTIONS: dict[str, list[str]] = {name: raw for name, raw in QUESTIONS.items() if isinstance(raw, list) and not name.startswith("_")}
 
 Bake = Callable[..., Path]
 

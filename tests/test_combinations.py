@@ -1,6 +1,5 @@
 """Whole projects at work: any two choices of any two options together, each trained, gated, exported, served, tested and checked."""
 
-import json
 import os
 import re
 import runpy
@@ -11,12 +10,11 @@ from pathlib import Path
 from time import perf_counter
 
 import pytest
-from conftest import ROOT
+from conftest import OPTIONS, ROOT
 from covertable import make
 from lint import PROJECT
 
 BakeInto = Callable[..., Path]
-OPTIONS = {name: raw for name, raw in json.loads((ROOT / "cookiecutter.json").read_text(encoding="utf-8")).items() if isinstance(raw, list)}
 # Fewer rows and resamples, and wide limits of latency, because other tests share the cores.
 SHRUNK = {
     r"    rows: \d+ ": "    rows: 20000 ",

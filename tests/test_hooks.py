@@ -1,7 +1,6 @@
 """The hooks: which files stay for which answer, twice over, without network, and with what an update hands over."""
 
 import hashlib
-import json
 import re
 import subprocess
 import sys
@@ -12,14 +11,13 @@ from typing import Any
 
 import lint
 import pytest
-from conftest import ROOT, Bake, files_of
+from conftest import OPTIONS, QUESTIONS, Bake, files_of
 from cookiecutter.exceptions import FailedHookException
 from cookiecutter.generate import generate_context
 from cookiecutter.hooks import run_script_with_context
 from cookiecutter.prompt import prompt_for_config
 
-QUESTIONS = json.loads((ROOT / "cookiecutter.json").read_text(encoding="utf-8"))
-CHOICES = [(option, choice) for option, choices in QUESTIONS.items() if isinstance(choices, list) for choice in choices]
+CHOICES = [(option, choice) for option, choices in OPTIONS.items() for choice in choices]
 APACHE_SHA256 = "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"
 
 
@@ -31,7 +29,7 @@ def answers_for(template: Path, **answers: str) -> dict[str, Any]:
 def test_exactly_the_chosen_files_stay(option: str, choice: str, bake: Bake, bake_into: Callable[..., Path], tmp_path: Path) -> None:
     """Compared with a bake without hooks, where all choices still stand side by side."""
     everything = files_of(bake_into(tmp_path, hooks=False, **{option: choice}))
-    answers = {name: values[0] for name, values in QUESTIONS.items() if isinstance(values, list)} | {option: choice}
+    answers = {name: values[0] for name, values in OPTIONS.items()} | {option: choice}
     expected: dict[str, bytes] = {}
     for name, content in everything.items():
         mine = [(found, rest, where) for pattern, where in PLACES.items() if (found := re.fullmatch(pattern, name)) for rest in [found[2]]]

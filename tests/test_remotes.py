@@ -1,7 +1,6 @@
 """Every choice of data_remote: what one clone pushes, another pulls, from a real folder or a real server on this machine."""
 
 import base64
-import json
 import os
 import shutil
 import signal
@@ -14,10 +13,10 @@ from pathlib import Path
 from time import monotonic, sleep
 
 import pytest
+from conftest import OPTIONS
 from environments import environment, npm_package, run
 
 pytestmark = pytest.mark.all
-QUESTIONS = json.loads((Path(__file__).parents[1] / "cookiecutter.json").read_text(encoding="utf-8"))
 CONTENT = b"amount,label\n1.5,yes\n"
 ACCOUNT, KEY = "somebody", base64.b64encode(os.urandom(32)).decode()  # Azurite takes whatever its environment names
 TOOLS = ("dvc[s3,gs,azure]>=3.67", "moto[server]>=5", "gcp-storage-emulator")
@@ -97,7 +96,7 @@ def azure(tools: Path, slug: str, folder: Path) -> Iterator[tuple[Mapping[str, s
 REMOTES = {"local": local, "s3": s3, "gcs": gcs, "azure": azure}
 
 
-@pytest.mark.parametrize("choice", QUESTIONS["data_remote"])
+@pytest.mark.parametrize("choice", OPTIONS["data_remote"])
 def test_what_one_clone_pushes_another_pulls(choice: str, bake_into: Callable[..., Path], tmp_path: Path) -> None:
     project = bake_into(tmp_path, data_remote=choice)
     tools = environment("remotes", *TOOLS)
@@ -122,4 +121,4 @@ def test_what_one_clone_pushes_another_pulls(choice: str, bake_into: Callable[..
 
 
 def test_every_choice_has_a_real_endpoint() -> None:
-    assert REMOTES.keys() >= {*QUESTIONS["data_remote"]}
+    assert REMOTES.keys() >= {*OPTIONS["data_remote"]}

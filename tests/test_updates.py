@@ -13,13 +13,11 @@ from typing import NamedTuple
 
 import lint
 import pytest
-from conftest import ROOT, Bake, copy_committed, files_of
+from conftest import OPTIONS, ROOT, Bake, copy_committed, files_of
 from cookiecutter.exceptions import FailedHookException
 from cookiecutter.main import cookiecutter
 from environments import environment, run
 
-QUESTIONS = json.loads((ROOT / "cookiecutter.json").read_text(encoding="utf-8"))
-OPTIONS = {option: choices for option, choices in QUESTIONS.items() if isinstance(choices, list)}
 OTHER = {option: choices[len(choices) // 2] for option, choices in OPTIONS.items()} | {"project_name": "Other", "author": 'Zoë "Z" O\'Hara'}
 LAST = {option: choices[-1] for option, choices in OPTIONS.items()}
 SOURCE = f"{lint.PROJECT}/src/{lint.PACKAGE}"

@@ -1,6 +1,5 @@
 """Every variant: each distinct output passes its language's tools, and in whole projects the files agree."""
 
-import json
 import random
 import re
 import shutil
@@ -12,7 +11,7 @@ import agreement
 import languages
 import lint
 import pytest
-from conftest import ROOT, files_of
+from conftest import OPTIONS, files_of
 from languages import Tool, name_of, shelve, write
 from test_answers import NASTY
 from variants import Output, Template, distinct, outputs, table, table_is_true, with_table, without_choice
@@ -20,7 +19,6 @@ from variants import Output, Template, distinct, outputs, table, table_is_true, 
 BakeInto = Callable[..., Path]
 Found = dict[str, list[Output]]
 STRENGTH = 3  # any three options meet in all their combinations
-OPTIONS = [name for name, raw in json.loads((ROOT / "cookiecutter.json").read_text(encoding="utf-8")).items() if isinstance(raw, list)]
 TEXTS = ("project_name", "description", "author")
 
 
@@ -134,13 +132,10 @@ def distinct_packages(projects: Sequence[Path]) -> list[Path]:
 
 def some_answers() -> list[dict[str, str]]:
     """Random combinations of options, and texts that each have broken some format."""
-    dice, options = random.Random(6), {name: raw for name, raw in QUESTIONS.items() if name in OPTIONS}
+    dice = random.Random(6)
     texts = [{}, {}, {}, *(dict.fromkeys(TEXTS, text) for text in ("C:\\new\\table", '"""', "'''", " ".join(NASTY)[:200]))]
     slug = {"project_slug": "a-system", "package_name": "other_name"}
-    return [{name: dice.choice(choices) for name, choices in options.items()} | (text and text | slug) for text in texts]
-
-
-QUESTIONS = json.loads((ROOT / "cookiecutter.json").read_text(encoding="utf-8"))
+    return [{name: dice.choice(choices) for name, choices in OPTIONS.items()} | (text and text | slug) for text in texts]
 
 
 @pytest.mark.parametrize("answers", some_answers(), ids=lambda answers: "-".join(answers[option] for option in OPTIONS))
@@ -160,7 +155,7 @@ def test_a_table_that_is_not_true_is_caught(sources: Template) -> None:
     page = (sources.root / "CONTRIBUTING.md").read_text(encoding="utf-8")
     row = re.findall(r"^\| `.*", page, re.MULTILINE)[0]
     assert table_is_true(sources, page.replace(f"{row}\n", ""))
-    assert table_is_true(sources, page.replace(row, f"{row}\n| `README.md` | `{OPTIONS[0]}` |"))
+    assert table_is_true(sources, page.replace(row, f"{row}\n| `README.md` | `{next(iter(OPTIONS))}` |"))
     assert table_is_true(sources, with_table(page, "")) != []
 
 
@@ -317,11 +312,11 @@ def test_an_undeclared_import_in_one_options_file_is_caught(copy: Path, sources:
 
 def test_one_wrong_combination_of_all_options_is_caught(copy: Path, tmp_path: Path) -> None:
     """However many options must meet for it: here each has its last choice."""
-    meet = " and ".join(f"cookiecutter.{option} == '{QUESTIONS[option][-1]}'" for option in OPTIONS)
+    meet = " and ".join(f"cookiecutter.{option} == '{OPTIONS[option][-1]}'" for option in OPTIONS)
     changed = add(copy, "odd.json", '{"a": "{{ \'"\' if ' + meet + " else '' }}\"}\n")
     found = distinct(outputs(changed))
     complaints = languages.explained(lint.valid_in_its_language(shelve(tmp_path / "shelf", found)), found)
-    assert [complaint.split(":")[0] for complaint in complaints] == [f"odd.json ({', '.join(f'{o}={QUESTIONS[o][-1]}' for o in OPTIONS)})"]
+    assert [complaint.split(":")[0] for complaint in complaints] == [f"odd.json ({', '.join(f'{o}={OPTIONS[o][-1]}' for o in OPTIONS)})"]
 
 
 def test_a_name_that_breaks_yaml_is_caught(copy: Path, tmp_path: Path) -> None:
@@ -342,9 +337,9 @@ def test_a_leftover_tag_is_caught(copy: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("option", OPTIONS)
 def test_removing_a_choice_needs_no_other_edit(option: str, copy: Path, tmp_path: Path) -> None:
     """The default one, which more depends on: its word and its files go, and every static check stays green."""
-    without_choice(copy, option, QUESTIONS[option][0])
+    without_choice(copy, option, OPTIONS[option][0])
     narrowed = Template(copy)
-    assert QUESTIONS[option][0] not in narrowed.options[option]
+    assert OPTIONS[option][0] not in narrowed.options[option]
     assert [complaint for rule in lint.RULES for complaint in rule(copy)] == []
     found = distinct(outputs(narrowed))
     shelf, projects = shelve(tmp_path / "shelf", found), put_down(narrowed, tmp_path / "projects")
