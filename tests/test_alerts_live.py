@@ -203,7 +203,7 @@ def test_trouble_reaches_the_webhook_and_the_loop_mends_the_model(project: Path)
         return get(f"http://127.0.0.1:{prometheus}/api/v1/query?{urllib.parse.urlencode({'query': expression})}")["data"]["result"]
 
     def decisions() -> list[str]:
-        lines = (project / "models/decisions.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = (project / "models/audit/decisions.jsonl").read_text(encoding="utf-8").splitlines()
         return [json.loads(line)["decision"] for line in lines]
 
     with ExitStack() as stack:

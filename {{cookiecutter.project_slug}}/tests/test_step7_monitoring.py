@@ -162,6 +162,17 @@ def test_the_monitor_writes_a_page_a_record_and_metrics(after: Callable[..., Loo
     assert {"drift_psi_ratio", "monitor_last_run_timestamp_seconds"} <= names_in((REPORT / "monitor.prom").read_text(encoding="utf-8"))
 
 
+def test_a_look_that_may_not_act_writes_only_its_report_and_the_audit_log(after: Callable[..., Look], usual: pa.Table, project: Path) -> None:
+    """In a container everything else is read-only."""
+
+    def files() -> set[tuple[str, int]]:
+        return {(p.relative_to(project).as_posix(), p.stat().st_mtime_ns) for p in project.rglob("*") if p.is_file()}
+
+    before = files()
+    after(usual.to_pylist())
+    assert {name.rpartition("/")[0] for name, _ in files() - before} == {"reports/monitor", "models/audit"}
+
+
 def test_an_empty_window_is_no_alarm(after: Callable[..., Look]) -> None:
     found = after([])
     assert (found.predictions, found.alarms, found.calm) == (0, [], False)

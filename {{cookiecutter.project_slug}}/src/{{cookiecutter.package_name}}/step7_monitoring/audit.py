@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
-AUDIT = Path("models/decisions.jsonl")
+AUDIT = Path("models/audit/decisions.jsonl")  # in a folder of its own, so that a container can keep it
 DONE = ("promoted", "refused", "failed", "interrupted")  # how a retraining ends
 
 

@@ -58,11 +58,11 @@ def monitor(params: Params, project: Project, now: datetime | None = None, *, ac
     """
     now = now or datetime.now(UTC).replace(tzinfo=None)
     before = len(audit.read())
-    idle = recover(project, now)
+    idle = act and recover(project, now)
     found = look(params, now)
     _note(found, now)
     publish(params, found, now)
-    if act and idle and params.monitoring.retrain.automatic:
+    if idle and params.monitoring.retrain.automatic:
         lines = audit.read()
         broken = [j for j in found.judged if j.group == "guard_rails" and j.breached]
         came = audit.last(lines, "noticed", "promoted", "rolled_back")

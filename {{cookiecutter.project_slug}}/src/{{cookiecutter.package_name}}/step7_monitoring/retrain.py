@@ -275,5 +275,5 @@ def _alone() -> Iterator[None]:
         try:
             place.execute("BEGIN EXCLUSIVE")
         except sqlite3.Error:
-            raise Busy("monitor: another retraining or rollback runs; wait for its line in models/decisions.jsonl") from None
+            raise Busy("monitor: another retraining or rollback runs; wait for its line in models/audit/decisions.jsonl") from None
         yield
