@@ -45,7 +45,7 @@ app = FastAPI()
 def predict_frame(body: dict):
     frame = pd.DataFrame(body["records"])
     columns = {n: frame[n] if n in frame else [None] * len(frame) for n in names}
-    arrays = encode(params.framing, columns, len(frame))
+    arrays = encode(params.framing, columns)
     scores = predict(params.framing, trained.model, frame_of(arrays))[:, 1]
     return {"predictions": [{"score": float(s)} for s in scores]}
 
@@ -78,7 +78,7 @@ class Model(mlflow.pyfunc.PythonModel):
     def predict(self, context, model_input, params=None):
         names = columns_read(self.framing)
         columns = {n: model_input[n] if n in model_input else [None] * len(model_input) for n in names}
-        return predict(self.framing, self.model, frame_of(encode(self.framing, columns, len(model_input))))[:, 1]
+        return predict(self.framing, self.model, frame_of(encode(self.framing, columns)))[:, 1]
 """
 
 
@@ -252,7 +252,7 @@ def batch(project: Path) -> None:
     framing, model = load().framing, read(Path("models/candidate/model.joblib")).model
     start = perf_counter()
     frame = pd.read_parquet(sys.argv[1])
-    arrays = encode(framing, {n: frame[n] for n in columns_read(framing)}, len(frame))
+    arrays = encode(framing, {n: frame[n] for n in columns_read(framing)})
     frame["score"] = predict(framing, model, frame_of(arrays))[:, 1]
     frame.to_parquet("theirs.parquet")
     """

@@ -179,9 +179,9 @@ def test_a_copy_of_the_target_is_caught(prepared: Path, params: Params, framing:
 def test_columns_and_records_give_the_same_arrays(odd: Framing, odd_table: pa.Table) -> None:
     """Training reads columns from Parquet and the API values from JSON; a model must not tell them apart."""
     names = [i.name for i in odd.inputs]
-    batch = encode(odd, columns_of(odd_table, names), 300)
+    batch = encode(odd, columns_of(odd_table, names))
     for start, rows in ((0, 300), (17, 1)):
-        one = encode(odd, {n: odd_table.column(n).to_pylist()[start : start + rows] for n in names}, rows)
+        one = encode(odd, {n: odd_table.column(n).to_pylist()[start : start + rows] for n in names})
         assert batch.keys() == one.keys() == {"numbers", "strings"}
         np.testing.assert_array_equal(batch["numbers"][start : start + rows], one["numbers"])
         np.testing.assert_array_equal(batch["strings"][start : start + rows], one["strings"])
@@ -195,7 +195,7 @@ def test_values_become_what_the_pipeline_expects(odd: Framing) -> None:
         "living area (m²)": [1.5, None, float("nan")], "class": ["a", None, "never seen"], "1st.größe": [3.0, None, 3],
         'say "hi"': ["日本語 Straße, ÇA  va! a", None, "! x"], "it's ok; --": [True, None, False], "sold on": [moment, None, moment],
     }  # fmt: skip
-    arrays = encode(odd, columns, 3)
+    arrays = encode(odd, columns)
     assert arrays["strings"].tolist() == [["a", "3", "日本語 straße ça va"], ["(missing)"] * 3, ["never seen", "3", "(missing)"]]
     expected = [1.5, 1.0, 18.5, 3, 29, 2, (moment - np.datetime64("2000-01-01", "us").item()) / timedelta(days=1)]
     assert arrays["numbers"][0].tolist() == pytest.approx(expected, rel=1e-6)
@@ -206,7 +206,7 @@ def test_values_become_what_the_pipeline_expects(odd: Framing) -> None:
 def test_a_date_is_aged_by_the_event_time_also_where_that_is_no_input(odd: Framing, odd_table: pa.Table) -> None:
     timed, moment = odd.model_copy(update={"time": "when"}), np.datetime64("2030-01-01", "us").item()
     columns = columns_of(odd_table.append_column("when", pa.array([moment] * 300)), columns_read(timed))
-    days = encode(timed, columns, 300)["numbers"][:, number_names(timed).index("sold on days")]
+    days = encode(timed, columns)["numbers"][:, number_names(timed).index("sold on days")]
     sold = odd_table.column("sold on").to_pylist()
     assert days.tolist() == pytest.approx([float("nan") if s is None else (moment - s) / timedelta(days=1) for s in sold], rel=1e-6, nan_ok=True)
 

@@ -49,10 +49,10 @@ def test_every_kind_of_pipeline_predicts_and_trains_twice_the_same(kind: Estimat
 def test_every_kind_of_column_trains_and_predicts(kind: Estimator, odd: Framing, odd_table: Any, params: Params) -> None:
     """Numbers, categories, texts, booleans and dates with gaps and odd names; values never seen in training are answered too."""
     names = [i.name for i in odd.inputs]
-    frame = frame_of(encode(odd, columns_of(odd_table, names), 300))
+    frame = frame_of(encode(odd, columns_of(odd_table, names)))
     pipeline = build_pipeline(odd, params.model, kind, frame).fit(frame, encode_labels(odd, ["no", "yes"], odd_table.column("y?").to_pylist()))
-    empty = frame_of(encode(odd, {n: [None] for n in names}, 1))
-    strange = frame_of(encode(odd, {n: [None] for n in names} | {"class": ["zzz"], "1st.größe": [99], 'say "hi"': ["unheard of"]}, 1))
+    empty = frame_of(encode(odd, {n: [None] for n in names}))
+    strange = frame_of(encode(odd, {n: [None] for n in names} | {"class": ["zzz"], "1st.größe": [99], 'say "hi"': ["unheard of"]}))
     for rows, shape in ((frame, (300, 2)), (empty, (1, 2)), (strange, (1, 2))):
         answers = predict(odd, pipeline, rows)
         assert answers.shape == shape and np.isfinite(answers).all()

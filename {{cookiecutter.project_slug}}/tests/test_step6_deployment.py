@@ -127,7 +127,7 @@ def test_an_export_that_answers_otherwise_is_caught(params: Params) -> None:
 def odd_bundle(odd: Framing, odd_table: pa.Table, params: Params, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
     """A bundle for the odd table, and what its model said before the export."""
     folder, columns = tmp_path_factory.mktemp("odd"), columns_of(odd_table, columns_read(odd))
-    arrays = encode(odd, columns, 300)
+    arrays = encode(odd, columns)
     labels = encode_labels(odd, ["no", "yes"], odd_table.column("y?").to_pylist())
     trained = fit(odd, params.model, Part(odd_table.to_pandas(), arrays, frame_of(arrays), labels), ["no", "yes"])
     for name, pipeline in ((MODEL, trained.model), ("fallback.onnx", trained.rule)):

@@ -114,7 +114,7 @@ def _compare_kinds(connection: duckdb.DuckDBPyConnection, framing: Framing, mode
         chosen = ", ".join(f"events.{name(n)}" for n in (*columns_read(inside), inside.target))
         query = f"SELECT {chosen} FROM events JOIN parts USING (row_id) WHERE part = '{part}' ORDER BY hash(row_id) LIMIT {TRIED_ROWS}"
         table = connection.sql(query).to_arrow_table().rename_columns([*names, framing.target])
-        frame, labels = frame_of(encode(framing, columns_of(table, names), table.num_rows)), table.column(framing.target).to_pylist()
+        frame, labels = frame_of(encode(framing, columns_of(table, names))), table.column(framing.target).to_pylist()
         parts.append((frame, labels))
     (train, known), (validation, wanted) = parts
     classes = classes_of(framing, known)

@@ -50,7 +50,7 @@ class Trained:
 def read_part(framing: Framing, path: Path, classes: list[str]) -> Part:
     """A prepared Parquet file, encoded."""
     table = pq.read_table(path)
-    arrays = encode(framing, columns_of(table, columns_read(framing)), table.num_rows)
+    arrays = encode(framing, columns_of(table, columns_read(framing)))
     labels = encode_labels(framing, classes, table.column(framing.target).to_pylist())
     return Part(table.to_pandas(), arrays, frame_of(arrays), labels)
 

@@ -115,7 +115,7 @@ def _champion(framing: Framing, tracker: Tracker, version: str | None, challenge
         return Champion(version, why_not=f"champion {version} was made for another contract ({', '.join(unlike) or their_framing.target})")
     if trained.classes != classes:
         return Champion(version, why_not=f"champion {version} knows other labels ({', '.join(trained.classes)})")
-    frame = frame_of(encode(their_framing, columns_of(table, columns_read(their_framing)), table.num_rows))
+    frame = frame_of(encode(their_framing, columns_of(table, columns_read(their_framing))))
     predictions = predict(framing, trained.model, frame)
     theirs = answers_of(framing.task, ours.labels, predictions, threshold)
     identical = bool(np.allclose(theirs.scores, ours.scores, rtol=0, atol=1e-9))

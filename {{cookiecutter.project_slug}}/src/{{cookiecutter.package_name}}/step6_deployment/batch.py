@@ -109,7 +109,7 @@ def _score(predictor: Predictor, table: pa.Table, source: Path) -> pa.Table:
         entities = table.column(predictor.framing.entity).to_pylist() if predictor.framing.entity in have else [None] * table.num_rows
         known = [predictor.online.features(None if e is None else str(e)) for e in entities]
         columns |= {name: [state.get(name) for state in known] for name in lacking}
-    raw = predictor.scores(columns, table.num_rows)
+    raw = predictor.scores(columns)
     added = {"score": predictor.main_scores(raw), "decision": predictor.decisions(raw), "model_version": [predictor.version] * table.num_rows}
     for plain, values in added.items():
         name = plain if plain not in have else f"predicted {plain}"

@@ -20,7 +20,7 @@ from ..params import Framing
 from ..step1_requirements.checks import StepFailed
 from ..step1_requirements.page import write_text
 from ..step2_framing.contract import inputs_of, of_kind
-from ..step3_data.encode import Arrays, columns_read, encode
+from ..step3_data.encode import Arrays, Encoder, columns_read
 
 MODEL, FALLBACK, MANIFEST, SUMS = "model.onnx", "fallback.onnx", "manifest.json", "SHA256SUMS"
 FORMAT = 1
@@ -100,7 +100,7 @@ class OnlineTable:
         self.looked = monotonic()
         stamp = self.path.stat().st_mtime_ns if self.path.exists() else 0
         if stamp != self.stamp:
-            self.store = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False)
+            self.store = sqlite3.connect(f"{self.path.absolute().as_uri()}?immutable=1", uri=True, check_same_thread=False)
             self.stamp = stamp
 
     def features(self, entity: str | None) -> dict[str, Any]:
@@ -128,7 +128,7 @@ class Predictor:
         self.stamp = hashlib.sha256(b"".join(files[name] for name in sorted(files))).hexdigest()
         self.framing = Framing.model_validate(self.manifest["framing"])
         self.history = [i.name for i in inputs_of(self.framing, "history")]
-        self.names = columns_read(self.framing)
+        self.names, self.encode = columns_read(self.framing), Encoder(self.framing)
         self.dates = [n for n in self.names if n == self.framing.time or n in {i.name for i in of_kind(self.framing.inputs, "date")}]
         self.classes: list[str] = self.manifest["classes"]
         self.threshold: float | None = self.manifest["threshold"]
@@ -144,8 +144,8 @@ class Predictor:
         samples: list[dict[str, Any]] = self.manifest.get("samples", [])
         if not samples:
             return
-        found = self.scores(self.columns_from(samples), len(samples))
-        alone = np.concatenate([self.scores(self.columns_from([s]), 1) for s in samples])  # warms up, too
+        found = self.scores(self.columns_from(samples))
+        alone = np.concatenate([self.scores(self.columns_from([s])) for s in samples])  # warms up, too
         self.scorer.lone_differs = bool((alone != found).any())
         expected, most = np.asarray(self.manifest.get("sample_scores", self.main_scores(found))), self.manifest.get("max_difference", 0.0)
         apart = float(np.max(np.abs(np.asarray(self.main_scores(found)) - expected) / np.maximum(np.abs(expected), 1)))
@@ -170,9 +170,9 @@ class Predictor:
             columns[name] = [datetime.fromisoformat(v) if isinstance(v, str) else v for v in columns[name]]
         return columns
 
-    def scores(self, columns: Mapping[str, Sequence[Any]], rows: int) -> NDArray[Any]:
+    def scores(self, columns: Mapping[str, Sequence[Any]]) -> NDArray[Any]:
         """Scores of rows given as columns; see `Scorer.score`."""
-        return self.scorer.score(encode(self.framing, columns, rows))
+        return self.scorer.score(self.encode(columns))
 
     def decisions(self, scores: NDArray[Any]) -> list[str | None]:
         """The label each score leads to; None in regression, where the score is the answer."""
@@ -196,7 +196,7 @@ class Predictor:
         reference: dict[str, Any] = self.manifest.get("reference", {})
         names = [i.name for i in self.framing.inputs]
         rows = [dict(record), *(dict(record) | {name: reference.get(name)} for name in names)]
-        raw = self.scores(self.columns_from(rows), len(rows))
+        raw = self.scores(self.columns_from(rows))
         picked = raw if raw.ndim == 1 else raw[:, 1 if self.framing.task == "binary" else int(raw[0].argmax())]
         moved = [
             {"input": n, "value": record.get(n), "reference": reference.get(n), "effect": float(picked[0] - p)}

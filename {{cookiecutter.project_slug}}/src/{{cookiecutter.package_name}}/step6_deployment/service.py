@@ -218,10 +218,12 @@ class Service:
             raise Refused(503, "More is being asked than can be answered; come back in a second", headers={"retry-after": "1"})
         self.waiting += 1
         try:
-            await asyncio.sleep(0)  # all that came in this turn of the loop are counted before the first is answered
             return answer(await read_body(headers, receive, self.settings.limits))
-        finally:
-            self.waiting -= 1
+        finally:  # in the loop's next turn, because all that came in this one wait for each other
+            asyncio.get_running_loop().call_soon(self._answered)
+
+    def _answered(self) -> None:
+        self.waiting -= 1
 
     # ---- requests with a body --------------------------------------------------------------
 
@@ -304,7 +306,7 @@ class Service:
 
     def _score(self, role: str, served: Served, records: list[dict[str, Any]]) -> list[Scored]:
         start = perf_counter()
-        raw = served.scores(served.columns_from(records), len(records))
+        raw = served.scores(served.columns_from(records))
         self.metrics.model_seconds[role].observe(perf_counter() - start)
         low, high = self.settings.review or (1.0, 0.0)
         several = served.framing.task == "multiclass"
@@ -419,7 +421,7 @@ def run(service: Service, host: str, port: int, fd: int | None = None) -> None:
     SIGTERM: readiness goes off, every answer closes its connection, and after `drain_seconds` what is in flight
     is finished, new work refused and the log written. A second process on the same socket loses nothing.
     """
-    config = uvicorn.Config(service, host=host, port=port, access_log=False, log_level="warning", server_header=False)
+    config = uvicorn.Config(service, host=host, port=port, access_log=False, log_level="warning", server_header=False, proxy_headers=False)
     Server(service, config).run(None if fd is None else [socket.socket(fileno=fd)])
 
 

@@ -158,7 +158,7 @@ def _load(params: Params, folder: Path, online: Path, checks: list[Check]) -> tu
     try:
         with running_service(folder, SCRATCH / "loadtest.sqlite", online) as port:
             answer = ask(port, json.dumps({"records": samples}).encode())
-            expected = predictor.main_scores(predictor.scores(predictor.columns_from(samples), len(samples)))
+            expected = predictor.main_scores(predictor.scores(predictor.columns_from(samples)))
             same = [p["score"] for p in answer["predictions"]] == expected
             checks.append(check_that("bundle", "the service's answers to the bundle's samples", same, "equal" if same else "different", "equal"))
             body = json.dumps({"records": [predictor.manifest["example"]]}).encode()

@@ -127,7 +127,7 @@ def _judge(params: Params, predictor: Predictor, matured: Window) -> tuple[list[
     reference = pq.read_table(REFERENCE)
     reference = reference.slice(max(0, reference.num_rows - len(answers.labels)))
     columns = columns_of(reference, predictor.names)
-    raw = predictor.scores(columns, reference.num_rows)
+    raw = predictor.scores(columns)
     labels = encode_labels(predictor.framing, predictor.classes, reference.column(predictor.framing.target).to_pylist())
     decisions = np.array([predictor.classes.index(str(d)) for d in predictor.decisions(raw)]) if predictor.classes else raw
     then = importances(predictor, columns, Answers(labels, raw[:, 1] if predictor.framing.task == "binary" else raw, decisions))

@@ -46,7 +46,7 @@ def answers_in(predictor: Predictor, window: Window) -> tuple[Answers, dict[str,
     labels = encode_labels(predictor.framing, classes, [window.label[k] for k in rows])
     columns = {n: [window.columns[n][k] for k in rows] for n in predictor.names}
     if task == "multiclass" and rows:  # the log holds one score a row; the same model gives all of them again
-        scores = predictor.scores(columns, len(rows))
+        scores = predictor.scores(columns)
         return Answers(labels, scores, scores.argmax(axis=1)), columns
     scores = np.array([window.columns[SCORE][k] for k in rows], dtype=float)
     decisions = np.array([int(window.decision[k] == classes[1]) for k in rows]) if classes else scores
@@ -106,7 +106,7 @@ def importances(predictor: Predictor, columns: dict[str, Any], answers: Answers)
     for field in framing.inputs:
         order = rng.permutation(rows)
         shuffled = columns | {field.name: [columns[field.name][k] for k in order]}
-        raw = predictor.scores(shuffled, rows)
+        raw = predictor.scores(shuffled)
         scores = raw[:, 1] if framing.task == "binary" else raw
         decisions = np.array([predictor.classes.index(str(d)) for d in predictor.decisions(raw)]) if predictor.classes else raw
         costs[field.name] = max(0.0, sign * (whole - measure(framing.metric, Answers(answers.labels, scores, decisions))))

@@ -137,7 +137,7 @@ def _live(params: Params, sample: Sample, told: Told) -> None:
             ids[low:high] = _ask(port, params, today)
             _date(params, ids[low:high], today.column(framing.time).to_pylist())
             for model, kept in ((current, scores), (first, original)):
-                kept.append(model.scores(columns_of(today, model.names), today.num_rows))
+                kept.append(model.scores(columns_of(today, model.names)))
             arrived = np.array(known.to_pylist() if known else moment.to_pylist(), dtype="datetime64[us]") <= np.datetime64(now, "us")
             due = np.flatnonzero(arrived & ~posted & (np.arange(world.num_rows) < high) & (np.arange(world.num_rows) >= offset))
             _tell(port, params, world, ids, due)
@@ -281,7 +281,7 @@ def _new_world(params: Params, sample: Sample, rows: pa.Table, first: Predictor,
     pq.write_table(known.slice(known.num_rows - min(rows_then, known.num_rows)), "other.parquet")
     framing = params.framing
     trained = fit(framing, params.model, read_part(framing, Path("other.parquet"), first.classes), first.classes)
-    arrays = encode(framing, columns_of(rows, columns_read(framing)), rows.num_rows)
+    arrays = encode(framing, columns_of(rows, columns_read(framing)))
     return answers_of(framing.task, part.labels, predict(framing, trained.model, frame_of(arrays)), first.threshold)
 
 

@@ -52,7 +52,7 @@ def write_reference(params: Params) -> pa.Table:
     rows = pq.read_table(PREPARED / "test.parquet", columns=[*names, params.framing.target])
     rows = rows.slice(max(0, rows.num_rows - REFERENCE_ROWS))
     predictor = Predictor(BUNDLE, ONLINE)
-    scores = predictor.main_scores(predictor.scores(columns_of(rows, names), rows.num_rows))
+    scores = predictor.main_scores(predictor.scores(columns_of(rows, names)))
     reference = rows.append_column(SCORE, pa.array(scores, pa.float64()))
     with whole_folder(REFERENCE.parent) as folder:
         pq.write_table(reference, folder / REFERENCE.name)
