@@ -1,18 +1,24 @@
 """Whole projects at work: any two choices of any two options together, each trained, gated, exported, served, tested and checked."""
 
+import json
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import pytest
 from conftest import OPTIONS, ROOT
 from covertable import make
+from environments import run, uv
 from lint import PROJECT
+from serving import KEY, listening
 
 BakeInto = Callable[..., Path]
 # Fewer rows and resamples, and wide limits of latency, because other tests share the cores.
@@ -106,9 +112,56 @@ def test_a_project_runs_and_passes_its_own_tests_and_checks(
 @pytest.mark.slow
 @pytest.mark.all
 @pytest.mark.parametrize("answers", [{}, HEAVIEST], ids=["default", "heaviest"])
-def test_a_project_installs_itself_from_nothing(answers: Mapping[str, str], prepared: Callable[[Mapping[str, str]], Path]) -> None:
-    """In an environment of its own, where only what pyproject.toml declares is there."""
+def test_a_project_installs_itself_from_nothing(answers: Mapping[str, str], prepared: Callable[[Mapping[str, str]], Path], tmp_path: Path) -> None:
+    """In an environment of its own, where only what pyproject.toml declares is there; and then as its container image would serve it."""
     project = prepared(answers)
     work(project, "run", "test", "check", UV_LINK_MODE="copy", PYTHONPATH="")
     assert (project / ".venv" / "pyvenv.cfg").is_file()
     assert not (project / ".venv").is_symlink()
+    image = image_of(project, tmp_path)
+    assert answer_of(image, project.name.replace("-", "_")).keys() == {"model_version", "fallback", "predictions"}
+
+
+def image_of(project: Path, folder: Path) -> Path:
+    """The folder that deploy/Dockerfile makes: the package installed with what serving needs, and beside it what .dockerignore lets in."""
+    app, venv = folder / "image" / "app", folder / "image" / "venv"
+    let_in = [line[1:] for line in (project / ".dockerignore").read_text(encoding="utf-8").splitlines() if line.startswith("!")]
+    removed = re.findall(r"rm -r (.*?) &&", (project / "deploy" / "Dockerfile").read_text(encoding="utf-8"))[0].split()
+    assert set(removed) < set(let_in)
+    for name in set(let_in) - set(removed):
+        (app / name).parent.mkdir(parents=True, exist_ok=True)
+        if (project / name).is_dir():
+            shutil.copytree(project / name, app / name)
+        elif (project / name).exists():
+            shutil.copy(project / name, app / name)
+    run([uv(), "venv", "--quiet", "--python", sys.executable, str(venv)])
+    run([uv(), "pip", "install", "--quiet", "--python", str(venv / "bin" / "python"), str(project)])
+    (app / "log").mkdir()
+    return app
+
+
+def answer_of(app: Path, package: str) -> Any:
+    """What the image's service answers to the bundle's example; it may write nothing but its log."""
+    held = sorted(app.rglob("*"))
+    env = {"PATH": os.environ["PATH"], "API_KEYS": KEY, "PARAMS__DEPLOYMENT__LOG__PATH": "log/predictions.sqlite", "PYTHONDONTWRITEBYTECODE": "1"}
+    with listening() as on:
+        command = [str(app.parent / "venv" / "bin" / "python"), "-m", package, "serve", "--fd", str(on.fileno())]
+        service = subprocess.Popen(command, cwd=app, env=env, pass_fds=[on.fileno()], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        example = json.loads((app / "models/bundle/manifest.json").read_text(encoding="utf-8"))["example"]
+        headers = {"content-type": "application/json", "authorization": f"Bearer {KEY}"}
+        request = urllib.request.Request(f"http://127.0.0.1:{on.getsockname()[1]}/v1/predict", json.dumps({"records": [example]}).encode(), headers)
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:  # the socket listens already, so this waits for the start
+                found = json.load(answer)
+        except OSError as error:
+            error.add_note(stopped(service))
+            raise
+    said = stopped(service)
+    assert [p for p in sorted(app.rglob("*")) if p not in held and p.parent.name != "log"] == [], said
+    return found
+
+
+def stopped(service: subprocess.Popen[str]) -> str:
+    """What a service has said, once it has ended."""
+    service.terminate()
+    return service.communicate(timeout=60)[0]
