@@ -176,11 +176,12 @@ def test_a_copy_of_the_target_is_caught(prepared: Path, params: Params, framing:
 # ---- the one transform ---------------------------------------------------------------------
 
 
-def test_columns_and_records_give_the_same_arrays(odd: Framing, odd_table: pa.Table) -> None:
+@pytest.mark.parametrize("time", [None, "sold on"])
+def test_columns_and_records_give_the_same_arrays(time: str | None, odd: Framing, odd_table: pa.Table) -> None:
     """Training reads columns from Parquet and the API values from JSON; a model must not tell them apart."""
-    names = [i.name for i in odd.inputs]
+    odd, names = odd.model_copy(update={"time": time}), [i.name for i in odd.inputs]
     batch = encode(odd, columns_of(odd_table, names))
-    for start, rows in ((0, 300), (17, 1)):
+    for start, rows in ((0, 300), *((k, 1) for k in range(20))):
         one = encode(odd, {n: odd_table.column(n).to_pylist()[start : start + rows] for n in names})
         assert batch.keys() == one.keys() == {"numbers", "strings"}
         np.testing.assert_array_equal(batch["numbers"][start : start + rows], one["numbers"])
