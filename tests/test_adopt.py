@@ -6,6 +6,7 @@ import io
 import json
 import math
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -222,6 +223,15 @@ def test_a_dry_run_changes_nothing(fresh: adopting.Project, tmp_path: Path) -> N
     assert answer.code == 0
     assert "the target: binary" in answer.said
     assert fresh.state() == before
+
+
+def test_a_console_that_cannot_show_a_name_is_no_reason_to_fail(fresh: adopting.Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows' consoles, and files to which output goes, know few letters."""
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    table = write_csv(tmp_path / "t.csv", with_columns(noise(), 名前=lambda i, _: i % 3))
+    done = fresh.command(sys.executable, "-m", adopting.PACKAGE, "adopt", str(table), "--target", "y", "--drop", "名前", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert r"\u540d\u524d" in done.stdout
 
 
 # ---- files of every kind -----------------------------------------------------------------------

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from importlib import import_module
+from io import TextIOWrapper
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
@@ -310,6 +311,9 @@ def main() -> None:
     """Run a verb; mistakes end in a sentence and exit code 1, never in a traceback."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that the console cannot show is no reason to fail
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         for keys, value in overrides(os.environ).items():

@@ -642,7 +642,8 @@ def _sentence(path: Path, text: str, error: Any) -> str:
     where = f"{path} line {lines[known]}" if known else str(path)
     name = ".".join(keys) or "params"
     if error["type"] == "extra_forbidden":
-        return f"{where}: {name} is not a known key{_closest(keys[-1], _known_keys())}; mend its spelling or take it out"
+        meant = _closest(keys[-1], _known_keys())
+        return f"{where}: {name} is not a known key{meant + ' Mend its spelling, or' if meant else ';'} take it out"
     if error["type"] == "missing":
         return f"{where}: {name} is missing; add it"
     message = error["msg"].removeprefix("Value error, ")
