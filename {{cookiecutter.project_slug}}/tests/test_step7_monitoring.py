@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -24,6 +24,7 @@ from {{ cookiecutter.package_name }}.step1_requirements.checks import StepFailed
 from {{ cookiecutter.package_name }}.step2_framing.contract import as_text
 from {{ cookiecutter.package_name }}.step3_data.encode import columns_of
 from {{ cookiecutter.package_name }}.step4_model.tracking import CHAMPION, open_tracker
+from {{ cookiecutter.package_name }}.step5_evaluation.metrics import Answers
 from {{ cookiecutter.package_name }}.step6_deployment.prediction_log import Logged, PredictionLog
 from {{ cookiecutter.package_name }}.step6_deployment.predictor import seal
 from {{ cookiecutter.package_name }}.step6_deployment.service import create_app
@@ -32,6 +33,7 @@ from {{ cookiecutter.package_name }}.step7_monitoring.alerts import alert_rules,
 from {{ cookiecutter.package_name }}.step7_monitoring.audit import AUDIT, Line
 from {{ cookiecutter.package_name }}.step7_monitoring.drift import SCORE, compare
 from {{ cookiecutter.package_name }}.step7_monitoring.monitor import REPORT, Look, monitor
+from {{ cookiecutter.package_name }}.step7_monitoring.quality import turned_bad
 from {{ cookiecutter.package_name }}.step7_monitoring.retrain import UNDO, Trigger, decide, recover, retrain, rollback, serving
 from {{ cookiecutter.package_name }}.step7_monitoring.window import add_labels, count_labels, read_window
 
@@ -188,6 +190,30 @@ def test_a_damaged_log_ends_in_a_sentence(damage: str, params: Params, monitored
         path.write_text("hello, I am a text and no database, however long I am" * 100, encoding="utf-8")
     with pytest.raises(StepFailed, match=r"there is no prediction log|cannot be read"):
         monitor(logging_to(params, path), Stub(), NOW)
+
+
+# ---- quality -------------------------------------------------------------------------------
+
+
+def answered(right: Sequence[float], task: str, rng: np.random.Generator) -> Answers:
+    """Answers to rows that are right with these probabilities (numbers: as near as that)."""
+    share = np.asarray(right)
+    labels, hit = rng.integers(0, 2, len(share)), rng.random(len(share)) < share
+    if task == "regression":
+        return Answers(labels.astype(float), labels + rng.normal(0, 2 - share), labels.astype(float))
+    scores = np.where(hit == (labels == 1), 0.9, 0.1)
+    return Answers(labels, scores if task == "binary" else np.column_stack([1 - scores, scores]), scores > 0.5)
+
+
+@pytest.mark.parametrize("newest", [300, 2500])
+@pytest.mark.parametrize("began", [0, 3500, 4600])
+@pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
+def test_the_day_on_which_quality_was_lost_is_found(task: str, began: int, newest: int) -> None:
+    """Whether the newest labels came in a burst (all of them from after that day) or rarely (many from before it)."""
+    rng = np.random.default_rng(0)
+    then = answered([0.9] * 3000, task, rng)
+    now = answered([0.9] * began + [0.5] * (5000 - began), task, rng)
+    assert abs(turned_bad(then, now, newest) - began) < 100
 
 
 # ---- labels --------------------------------------------------------------------------------

@@ -15,19 +15,20 @@ from ..params import BUNDLE, FORMER, ONLINE, REFERENCE, REPORTS, Deployment, Par
 from ..step1_requirements.checks import StepFailed
 from ..step1_requirements.page import BLUE, GREY, RED, axes, figure, page, paragraph, section, table, whole_folder, write_text
 from ..step3_data.encode import columns_of, encode_labels
-from ..step5_evaluation.metrics import Answers
+from ..step5_evaluation.metrics import answers_of
 from ..step6_deployment.prediction_log import ask_log
 from ..step6_deployment.predictor import Predictor
 from . import audit
 from .audit import Line
 from .drift import Moved, compare
 from .exporter import metrics_text
-from .quality import Judged, answers_in, confidence, estimate, importances, judge
+from .quality import Judged, answers_in, confidence, estimate, importances, judge, turned_bad
 from .retrain import Project, decide, new_labels, recover, retrain, rollback
 from .window import JOINED, Window, count_labels, iso, read_window
 
 REPORT = REPORTS / "monitor"
 MOST_PICTURES = 12
+LOOK_BACK = 10  # so many times performance.labels are searched for the day on which quality was lost
 log = logging.getLogger(__name__)
 
 
@@ -89,16 +90,17 @@ def look(params: Params, now: datetime) -> Look:
     since, mature = now - timedelta(hours=settings.window_hours), now - timedelta(days=params.requirements.label_delay_days)
     log, mine = params.deployment.log.path, "model_version = ?"
     window = read_window(log, framing, now, f"{mine} AND at > ?", predictor.version, iso(since))
-    matured = read_window(log, framing, now, f"{mine} AND label IS NOT NULL AND label_at <= ? AND at <= ?", predictor.version, iso(now), iso(mature),
-                          newest=settings.performance.labels)  # fmt: skip
+    matured = f"{mine} AND label IS NOT NULL AND label_at <= ? AND at <= ?"
     labels = count_labels(log, now, since, params.requirements.label_delay_days)
     newest = ask_log(log, "SELECT max(at) FROM predictions WHERE at <= ?", (iso(now),))[0][0]
     due = f"SELECT count(*), count(label) FROM {JOINED} WHERE at > ? AND at <= ?"
     answered, labelled = ask_log(log, due, (iso(now), iso(now), iso(mature - (now - since)), iso(mature)))[0]
     moved = compare(framing, settings.drift, columns_of(reference, reference.column_names), window.columns)
-    judged, importance = _judge(params, predictor, matured)
+    judged, importance, bad_since = _judge(
+        params, predictor, lambda newest: read_window(log, framing, now, matured, predictor.version, iso(now), iso(mature), newest=newest)
+    )
     alarms = [("drift", f"{m.column} drifted: PSI {m.psi:.2f}", iso(since)) for m in sorted(moved, key=lambda m: -m.psi) if m.drifted]
-    alarms += [("performance", _say(j), matured.at[0]) for j in judged if j.breached]
+    alarms += [("performance", _say(j), bad_since) for j in judged if j.breached]
     calm = not any(j.breached for j in judged) and all(m.psi < settings.drift.psi / 2 for m in moved) and len(window) >= settings.drift.min_rows
     if len(window) >= settings.drift.min_rows:
         gone = [m for m in moved if m.missing_now - m.missing_before > settings.max_missing_increase]
@@ -118,21 +120,24 @@ def publish(params: Params, found: Look, now: datetime) -> None:
         write_text(folder / "monitor.prom", metrics_text(params, found, lines, now))
 
 
-def _judge(params: Params, predictor: Predictor, matured: Window) -> tuple[list[Judged], dict[str, tuple[float, float]]]:
-    """Quality on enough matured labels, and each input's importance in the reference and now."""
-    fewest = params.monitoring.performance.labels
-    answers, asked = answers_in(predictor, matured)
+def _judge(params: Params, predictor: Predictor, read: Callable[[int], Window]) -> tuple[list[Judged], dict[str, tuple[float, float]], str]:
+    """Quality on enough of the newest matured labels, each input's importance in the reference and now, and since when it is bad, if it is."""
+    fewest, framing = params.monitoring.performance.labels, predictor.framing
+    matured = read(fewest)
+    answers, asked, _ = answers_in(predictor, matured)
     if len(matured) < fewest or len(answers.labels) < fewest / 2:  # some may be labels that nobody knows
-        return [], {}
+        return [], {}, ""
     reference = pq.read_table(REFERENCE)
     reference = reference.slice(max(0, reference.num_rows - len(answers.labels)))
     columns = columns_of(reference, predictor.names)
-    raw = predictor.scores(columns)
-    labels = encode_labels(predictor.framing, predictor.classes, reference.column(predictor.framing.target).to_pylist())
-    decisions = np.array([predictor.classes.index(str(d)) for d in predictor.decisions(raw)]) if predictor.classes else raw
-    then = importances(predictor, columns, Answers(labels, raw[:, 1] if predictor.framing.task == "binary" else raw, decisions))
-    now = importances(predictor, asked, answers)
-    return judge(params, predictor, answers), {name: (then[name], now[name]) for name in now}
+    labels = encode_labels(framing, predictor.classes, reference.column(framing.target).to_pylist())
+    good = answers_of(framing.task, labels, predictor.scores(columns), predictor.threshold)
+    then, now = importances(predictor, columns, good), importances(predictor, asked, answers)
+    judged, since = judge(params, predictor, answers), ""
+    if any(j.breached for j in judged):
+        longer, _, at = answers_in(predictor, read(LOOK_BACK * fewest))
+        since = at[turned_bad(good, longer, len(answers.labels))]
+    return judged, {name: (then[name], now[name]) for name in now}, since
 
 
 def _note(found: Look, now: datetime) -> None:

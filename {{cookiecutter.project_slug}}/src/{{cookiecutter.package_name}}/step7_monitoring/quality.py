@@ -8,7 +8,7 @@ import numpy as np
 
 from ..params import HIGHER_IS_BETTER, Framing, Params, Target
 from ..step3_data.encode import encode_labels
-from ..step5_evaluation.metrics import Answers, bootstrap, interval, measure, resample
+from ..step5_evaluation.metrics import Answers, answers_of, bootstrap, interval, measure, resample
 from ..step6_deployment.predictor import Predictor
 from .drift import SCORE
 from .window import Window
@@ -35,8 +35,8 @@ class Judged:
         return better / worse if worse else float("inf")
 
 
-def answers_in(predictor: Predictor, window: Window) -> tuple[Answers, dict[str, Any]]:
-    """What was answered to the labelled predictions of a window, and their inputs; labels that the model cannot give are left out."""
+def answers_in(predictor: Predictor, window: Window) -> tuple[Answers, dict[str, Any], list[str]]:
+    """What was answered to the labelled predictions of a window, their inputs and moments; labels that the model cannot give are left out."""
     task, classes = predictor.framing.task, predictor.classes
     rows = [
         k
@@ -44,13 +44,31 @@ def answers_in(predictor: Predictor, window: Window) -> tuple[Answers, dict[str,
         if label is not None and (_number(label) is not None if not classes else task == "binary" or label in classes)
     ]
     labels = encode_labels(predictor.framing, classes, [window.label[k] for k in rows])
-    columns = {n: [window.columns[n][k] for k in rows] for n in predictor.names}
+    columns, at = {n: [window.columns[n][k] for k in rows] for n in predictor.names}, [window.at[k] for k in rows]
     if task == "multiclass" and rows:  # the log holds one score a row; the same model gives all of them again
-        scores = predictor.scores(columns)
-        return Answers(labels, scores, scores.argmax(axis=1)), columns
+        return answers_of(task, labels, predictor.scores(columns), None), columns, at
     scores = np.array([window.columns[SCORE][k] for k in rows], dtype=float)
     decisions = np.array([int(window.decision[k] == classes[1]) for k in rows]) if classes else scores
-    return Answers(labels, scores, decisions), columns
+    return Answers(labels, scores, decisions), columns, at
+
+
+def turned_bad(then: Answers, now: Answers, newest: int) -> int:
+    """The row with which the bad time began that the newest rows are of; `then` is of a good time.
+
+    Errors above the middle between the two times' means push a sum up, others down: it is lowest where the bad time
+    begins (the cumulative sum of Page 1954), and what follows is then a better mean of it. Labels that come in a burst,
+    or rarely, do not move that row.
+    """
+    good, errors, row = _errors(then).mean(), _errors(now), max(0, len(now.labels) - newest)
+    for _ in range(3):
+        if (bad := errors[row:].mean()) > good:
+            row = int(np.argmin(np.concatenate([[0.0], np.cumsum(errors - (good + bad) / 2)[:-1]])))
+    return row
+
+
+def _errors(a: Answers) -> Any:
+    """How far each answer was from its label: in the label's unit, or what its probability lacks of certainty."""
+    return np.abs(a.labels - a.scores) if a.scores.ndim == 1 else 1 - a.scores[np.arange(len(a.labels)), a.labels]
 
 
 def judge(params: Params, predictor: Predictor, answers: Answers) -> list[Judged]:
@@ -106,10 +124,8 @@ def importances(predictor: Predictor, columns: dict[str, Any], answers: Answers)
     for field in framing.inputs:
         order = rng.permutation(rows)
         shuffled = columns | {field.name: [columns[field.name][k] for k in order]}
-        raw = predictor.scores(shuffled)
-        scores = raw[:, 1] if framing.task == "binary" else raw
-        decisions = np.array([predictor.classes.index(str(d)) for d in predictor.decisions(raw)]) if predictor.classes else raw
-        costs[field.name] = max(0.0, sign * (whole - measure(framing.metric, Answers(answers.labels, scores, decisions))))
+        said = answers_of(framing.task, answers.labels, predictor.scores(shuffled), predictor.threshold)
+        costs[field.name] = max(0.0, sign * (whole - measure(framing.metric, said)))
     total = sum(costs.values()) or 1.0
     return {column: cost / total for column, cost in costs.items()}
 

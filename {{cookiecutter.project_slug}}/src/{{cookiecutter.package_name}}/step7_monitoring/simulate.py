@@ -86,7 +86,7 @@ class _Steps:
 
 
 def play(params: Params, story: Story) -> Told:
-    """Tell one story in data/.scratch/simulation; the project itself is not touched.
+    """Tell one story in a folder of its own in data/.scratch; the project itself is not touched.
 
     Raises:
         StepFailed: when the project has no simulator, or its first model does not pass the gates.
@@ -101,7 +101,7 @@ def play(params: Params, story: Story) -> Told:
     sample = params.data.sample.model_copy(update={
         "rows": round(rows * days), "days": days, "seed": story.seed, "drift": story.drift, "drift_day": history + story.drift_at})  # fmt: skip
     told = Told(story, datetime.fromisoformat(sample.start) + timedelta(days=history))
-    with whole_folder(SCRATCH / "simulation") as folder:
+    with whole_folder(SCRATCH / f"simulation-{story.drift}-{story.seed}") as folder:  # trackers keep files open
         tree = yaml.safe_load(PATH.read_text(encoding="utf-8"))
         tree["data"].update(raw="data/raw/events.parquet", since=None)
         tree["requirements"]["latency_ms"] = {"p50": 30_000, "p99": 60_000}  # the loop is played, not the load test
@@ -250,13 +250,16 @@ def _measure(params: Params, sample: Sample, told: Told, world: pa.Table, scores
     weeks = [np.arange(ends[a], ends[b]) for a, b in pairwise([*range(0, len(scores), 7), len(scores)])]
     told.with_loop, told.without = ([measure(metric, a.at(week)) for week in weeks] for a in (ours, theirs))
     done = audit.last(told.lines, "promoted")
-    alerts = [told.day(line) for line in told.lines if line.decision == "alert"]
-    window = params.monitoring.window_hours / 24
-    late = [a for a in alerts if told.story.drift != "none" and a >= told.story.drift_at]
+    alerts = [line for line in told.lines if line.decision == "alert"]
+    late = [line for line in alerts if told.story.drift != "none" and told.day(line) >= told.story.drift_at]
+    begun = [line.rule for line in told.lines if line.decision == "retraining"]
+    wait = told.story.drift_at + (params.requirements.label_delay_days if late and late[0].rule == "performance" else 0)
     told.figures = {
         "false alarms": len(alerts) - len(late),
-        "windows to alert": round((late[0] - told.story.drift_at) / window, 1) if late else None,
-        "retrainings": sum(line.decision == "retraining" for line in told.lines),
+        "alert by": late[0].rule if late else None,
+        "windows to alert": round((told.day(late[0]) - wait) / (params.monitoring.window_hours / 24), 1) if late else None,
+        "retrainings": sum(rule in ("drift", "performance") for rule in begun),
+        "other retrainings": sum(rule not in ("drift", "performance") for rule in begun),
         "promoted": sum(line.decision == "promoted" for line in told.lines),
         "metric": metric,
         "before": measure(metric, ours.at(np.arange(0, ends[told.story.drift_at]))),
