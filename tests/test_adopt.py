@@ -134,6 +134,10 @@ FOUND = [
     ("an entity", {"customer_id": lambda i, _: f"c{i % 55}"}, r"^ *customer_id +the entity"),
     ("many values", {"town": lambda i, _: f"t{i % 60}"}, r"^ *town +kept as a category +60 different"),
     ("whole numbers", {"grade": lambda i, _: i % 5}, r"^ *grade +kept as a number"),
+    ("many of a sort", {f"n{k}": lambda i, _: i % 3 for k in range(9)}, r"^ *1 more +kept as a number +as those above: n8"),
+    ("a unit", {"load": lambda i, _: f"{i * i % 1999:,} sq ft"}, r"^ *load +kept as a number +read without its unit, sq ft"),
+    ("an id that repeats", {"item_id_nr": lambda i, _: i * 37 % 70}, r"^ *item_id_nr +kept as a number +called like an id"),
+    ("labels with a fraction", {"y": lambda _, row: 1.0 if row["y"] == "yes" else 0.5}, r"^ *y +the target: binary +2 labels, .*0\.5"),
 ]  # fmt: skip
 
 

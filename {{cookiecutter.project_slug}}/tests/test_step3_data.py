@@ -190,10 +190,10 @@ def test_columns_and_records_give_the_same_arrays(time: str | None, odd: Framing
 
 
 def test_values_become_what_the_pipeline_expects(odd: Framing) -> None:
-    """None and NaN are missing, 3 and 3.0 are one category, words are cut and lowered, dates become parts."""
+    """None and NaN are missing, 3, 3.0 and "3.0" are one category, words are cut and lowered, dates become parts."""
     moment = np.datetime64("2024-02-29T18:30", "us").item()
     columns: dict[str, list[Any]] = {
-        "living area (m²)": [1.5, None, float("nan")], "class": ["a", None, "never seen"], "1st.größe": [3.0, None, 3],
+        "living area (m²)": [1.5, None, float("nan")], "class": ["a", None, "never seen"], "1st.größe": [3.0, None, "3.0"],
         'say "hi"': ["日本語 Straße, ÇA  va! a", None, "! x"], "it's ok; --": [True, None, False], "sold on": [moment, None, moment],
     }  # fmt: skip
     arrays = encode(odd, columns)

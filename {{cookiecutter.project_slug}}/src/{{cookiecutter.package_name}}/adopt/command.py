@@ -3,6 +3,7 @@
 import logging
 import shutil
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,6 +27,7 @@ from .write import Document, change, features_sql, metric_of, split_by
 
 log = logging.getLogger(__name__)
 SUSPICIOUS = {"binary": 0.9, "multiclass": 0.9, "regression": 0.8}  # score of one column alone that is worth a question
+ALIKE = 8  # findings of one sort that get a line each
 MEMORY_GB = 1.0  # of DuckDB
 NO_FEATURES = "SELECT row_id FROM moments"
 
@@ -59,7 +61,7 @@ def adopt(path: Path, asked: Asked, *, day_first: bool = False, encoding: str = 
         load(folder / PATH.name)
         _show(contract, table, columns[0].rows, after)
         if dry_run:
-            Console().print("Nothing was written: this was --dry-run.")
+            Console().print("Nothing was written: this was --dry-run; lines are those that params.yaml would have.")
             return
         _install(params, raw, {QUERY: sql if contract.keeps_history else features_sql(contract), PATH: after})
 
@@ -100,7 +102,7 @@ def _write_raw(connection: duckdb.DuckDBPyConnection, table: Table, columns: Seq
     for c in columns:
         whole = c.kind == "number" and c.whole and max(abs(c.low), abs(c.high)) < 2**53
         label = c.kind == "number" and contract.counts and c.name == contract.target.name
-        chosen.append(f"({c.sql})::BIGINT" if whole else f"({c.sql})::VARCHAR" if label else c.sql)
+        chosen.append(f"({c.sql})::BIGINT" if whole else f"regexp_replace(({c.sql})::VARCHAR, '[.]0$', '')" if label else c.sql)
     where = "".join(f" WHERE {c.sql} IS NOT NULL" for c in columns if c.name == contract.time)
     write_query(connection, f"SELECT {', '.join(chosen)} FROM {table.relation}{where}", table.names, path)
 
@@ -127,8 +129,9 @@ def _judge(contract: Contract, measured: Measured, asked: Asked, limit: float) -
         rows, s = ", ".join(f"{label} ({n:,})" for label, n in list(measured.rare.items())[:8]), "s" * (len(measured.rare) > 1)
         contract.say(target, f"{len(measured.rare)} label{s} left out", f"too few rows to learn from and to test on: {rows}", "framing.labels")
     if measured.duplicates:
+        repeat = "rows repeat" if measured.duplicates > 1 else "row repeats"
         several = f"; {measured.conflicts:,} patterns come with several labels, and no model can be right about those" if measured.conflicts else ""
-        contract.say("(rows)", "kept", f"{measured.duplicates:,} rows repeat the inputs of another{several}", "data.split")
+        contract.say("(rows)", "kept", f"{measured.duplicates:,} {repeat} the inputs of another{several}", "data.split")
     if any(i["kind"] == "text" for i in contract.inputs) and measured.kinds:
         kind, tried = best_kind(measured.kinds), ", ".join(f"{k} {abs(v):.3f}" for k, v in measured.kinds.items())
         why = "many words weigh together" if kind == "linear" else "a few words or the other columns decide"
@@ -139,9 +142,14 @@ def _show(contract: Contract, table: Table, rows: int, text: str) -> None:
     """What was found, as a table, with the line or the flag that changes it."""
     lines, console = line_numbers(text), Console()
     console.print(f"{rows:,} rows, {len(table.names)} columns ({table.described}); {len(contract.inputs)} of them are inputs.", highlight=False)
-    shown = Shown("column", "adopt", "because", "to change it", box=None)
+    shown, alike = Shown("column", "adopt", "because", "to change it", box=None), defaultdict(list)
     for f in contract.findings:
-        shown.add_row(*map(escape, (f.column, f.did, f.why, _place(f.change, lines, contract))))
+        alike[f.did].append(f.column)
+        if len(alike[f.did]) <= ALIKE:
+            shown.add_row(*map(escape, (f.column, f.did, f.why, _place(f.change, lines, contract))))
+    for did, names in alike.items():
+        if more := names[ALIKE:]:
+            shown.add_row(*map(escape, (f"{len(more)} more", did, f"as those above: {', '.join(more)}")))
     console.print(shown)
 
 

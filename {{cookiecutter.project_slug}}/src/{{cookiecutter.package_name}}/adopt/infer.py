@@ -10,6 +10,7 @@ from typing import Any
 from ..params import METRICS_OF, Task
 from ..step1_requirements.checks import StepFailed
 from ..step2_framing.contract import as_text
+from ..step3_data.table import unit_of
 from .profile import Column
 
 MOST_LABELS = 50  # of a target; more are ids or sentences
@@ -20,8 +21,8 @@ LARGEST = 1e15  # of a target
 CLOSED = 12  # values of a category that are taken as all there are
 MANY = 50  # values of a category that call for a word
 MOSTLY = 0.5  # share of missing values that calls for a word
-ACTOR = r"(customer|user|client|patient|account|member|subscriber|card|device|person|player|employee|student)s?[\W_]*(id|key|no|number|uuid)?"
-IDS = re.compile(r"(?i:^unnamed|^(row)?names?$|^id$|[\W_](id|uuid|guid|key|index)$|^(row)?(index|no|number|names|id)$)|[a-z]I[dD]$")
+ACTOR = r"(customer|user|client|patient|subject|account|member|subscriber|card|device|person|player|employee|student)s?[\W_]*(id|key|no|number|uuid)?"
+IDS = re.compile(r"(?i:^unnamed|^(row)?names?$|(^|[\W_])id([\W_]|$)|[\W_](uuid|guid|key|index)$|^(row)?(index|no|number|names)$|^rowid$)|[a-z]I[dD]$")
 MOMENT = re.compile(r"date|time|stamp|moment|when|created|opened|ordered|(^|[\W_])(at|on|ts)$|^day$", re.IGNORECASE)
 NO_MOMENT = re.compile(r"birth|born|\bdob\b|expir|due|until|end|updated|modified", re.IGNORECASE)
 
@@ -257,8 +258,11 @@ def _input(column: Column, contract: Contract) -> dict[str, Any]:
     made: dict[str, Any] = {"name": c.name, "kind": kind}
     if kind == "number":
         made["min"], made["max"] = room(c.low, c.high)
-        if c.whole and 2 < c.distinct <= CLOSED:
-            contract.say(c.name, "kept as a number", f"{c.distinct} whole numbers; if their order means nothing they are codes, a category", place)
+        if c.whole and IDS.search(c.name):
+            why = f"called like an id, but only {c.distinct:,} of {c.present:,} differ: it may say whose row it is, or be a code"
+            contract.say(c.name, "kept as a number", why, f"--entity {_quoted(c.name)}, or --drop")
+        elif c.whole and 2 < c.distinct <= CLOSED:
+            contract.say(c.name, "kept as a number", f"{c.distinct} whole numbers; if they are codes, make it a category", place)
     elif kind == "category" and c.distinct <= CLOSED and c.rows >= 200 and min(c.counts.values()) >= 5:
         made["values"] = sorted(c.counts)
     elif kind == "category" and c.distinct > MANY:
@@ -271,6 +275,9 @@ def _input(column: Column, contract: Contract) -> dict[str, Any]:
         contract.say(c.name, "kept", f"missing in {c.missing:.0%} of the rows", f"--drop {_quoted(c.name)}")
     if c.missing and c.name != contract.time:
         made["max_missing"] = min(1.0, round(c.missing * 1.2 + 0.05, 2))
+    if unit := unit_of(c.style):
+        made["unit"] = unit
+        contract.say(c.name, "kept as a number", f"read without its unit, {unit}", place)
     return made | ({"format": c.style} if c.style else {})
 
 

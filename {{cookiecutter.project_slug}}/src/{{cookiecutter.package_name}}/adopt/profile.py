@@ -13,6 +13,7 @@ SAMPLE_ROWS = 500  # rows that rule kinds out; what they leave is proved on all 
 EXACT_ROWS = 200_000  # the first rows, in which distinct values are counted exactly
 AT_ONCE = 40  # columns measured in one scan
 FEW = 100  # distinct values that are listed
+UNIT = r"^[+-]?\d[\d.,]*(\s?[^\d\s.,+-][^\d.,]{0,11})$"  # behind a number: kg, sq ft
 Candidates = dict[int, list[tuple[str, str]]]  # by column: kind and style
 KINDS = [("boolean", ""), ("date", "yearmonthday"), ("number", ""), ("date", ""), *(("number", s) for s in NUMBERS), *(("date", s) for s in DATES)]
 
@@ -67,7 +68,9 @@ def _kinds(connection: duckdb.DuckDBPyConnection, table: Table, day_first: bool)
     connection.execute(f"CREATE OR REPLACE TEMP TABLE some_rows AS SELECT * FROM {table.relation} USING SAMPLE {SAMPLE_ROWS} ROWS")
     result: list[list[tuple[str, str, bool]]] = []
     texts = [i for i, t in enumerate(table.types) if natural_kind(t) == "text"]
-    likely = dict(zip(texts, _fitting(connection, "some_rows", dict.fromkeys(texts, KINDS)), strict=True)) if texts else {}
+    units = _per_column(connection, "some_rows", [[f"mode(regexp_extract(trim(CAST(c{i} AS VARCHAR)), '{UNIT}', 1))"] for i in texts])
+    tried = {i: KINDS + [("number", style + unit) for style in list(NUMBERS)[:2] if unit] for i, (unit,) in zip(texts, units, strict=True)}
+    likely = dict(zip(texts, _fitting(connection, "some_rows", tried), strict=True)) if texts else {}
     proved = dict(zip(likely, _fitting(connection, table.relation, likely), strict=True)) if likely else {}
     for i, sql_type in enumerate(table.types):
         fits = [(kind, style, False) for kind, style in proved.get(i, [(natural_kind(sql_type), "")])]

@@ -21,6 +21,7 @@ MISSING = "(missing)"
 DATE_PARTS = ("hour", "weekday", "day", "month")
 LARGEST = np.float32(1e18)  # numbers beyond are taken for this one: scaling squares them
 WORD = re.compile(r"\w\w+")
+WHOLE = re.compile(r"^(-?\d+)\.0$")  # a code as a CSV spells it whose column has gaps: 2.0 is 2
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -98,8 +99,9 @@ def words_of(text: str) -> str:
 
 
 def _texts(field: Input, values: Sequence[Any]) -> list[str]:
-    is_text = field.kind == "text"
-    return [MISSING if (text := as_text(v)) is None else words_of(text) if is_text else text for v in values]
+    if field.kind == "text":
+        return [MISSING if (text := as_text(v)) is None else words_of(text) for v in values]
+    return [MISSING if (text := as_text(v)) is None else WHOLE.sub(r"\1", text) if text.endswith(".0") else text for v in values]
 
 
 def _parts(framing: Framing, field: Input) -> tuple[str, ...]:

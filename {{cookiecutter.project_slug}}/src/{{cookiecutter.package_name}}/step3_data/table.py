@@ -26,6 +26,7 @@ from .source import connect, text, write_query
 #: What stands for a missing value in a text column whose other values are numbers, dates or booleans.
 MARKERS = ("", "na", "n/a", "#n/a", "nan", "null", "none", "nil", "?", "-", "--", ".", "inf", "+inf", "-inf", "infinity", "-infinity")
 #: How text holds a number (with a currency or a percent sign, too) or a date, the `format` of an input; "" is 1234.5 and ISO 8601.
+#: A unit may follow the first two: "1,234.5 kg".
 NUMBERS = {"1,234.5": (",", "."), "1.234,5": (".", ","), "$1,234.5": (",", "."), "1.234,5 €": (".", ",")}
 DATES = {
     "month/day/year": ("%m/%d/%y", "%m/%d/%Y"),
@@ -141,14 +142,21 @@ def natural_kind(sql_type: str) -> str:
     return "boolean" if sql_type == "BOOLEAN" else "date" if re.match("DATE|TIMESTAMP", sql_type) else "text"
 
 
+def unit_of(style: str) -> str:
+    """The unit that stands behind numbers of this style."""
+    return style[7:].strip() if style not in NUMBERS and style[:7] in NUMBERS else ""
+
+
 def is_known(column: str) -> str:
     """SQL that is true where a text is no marker of a missing value."""
     return f"lower(trim({column})) NOT IN ({', '.join(map(text, MARKERS))})"
 
 
 def _number(known: str, style: str) -> str:
-    thousands, decimal = NUMBERS.get(style, ("", "."))
-    if style[:1] == "$" or style[-1:] == "€":
+    thousands, decimal = NUMBERS.get(style, NUMBERS.get(style[:7], ("", ".")))
+    if unit := unit_of(style):
+        known = f"rtrim(regexp_replace({known}, {text(re.escape(unit) + '$')}, ''))"
+    elif style[:1] == "$" or style[-1:] == "€":
         known = rf"regexp_replace({known}, '^([+-]?)[$€£¥]\s?|\s?[$€£¥%]$', '\1', 'g')"
     plain = f"replace(replace({known}, {text(thousands)}, ''), {text(decimal)}, '.')" if style else known
     digits = r"0|[1-9]\d*" + (r"|\d{1,3}(?:[" + thousands + r"]\d{3})+" if style else "")  # a leading zero makes a code
@@ -285,7 +293,7 @@ def _guess(path: Path) -> str:
 
     with _bytes(path) as file:
         lines = list(islice((line for line in file if not line.isascii()), 300))
-    if sum(_decodes(line) for line in lines) > len(lines) / 2:
+    if sum(line.decode("utf-8", "ignore").encode() == line for line in lines) > len(lines) / 2:
         return "utf-8"
     sample = b"".join(lines)
     paired = sum(a > 127 and b > 127 for a, b in pairwise(sample)) / max(1, sum(byte > 127 for byte in sample))
@@ -305,10 +313,3 @@ def _undecodable(path: Path, encoding: str) -> str:
                 return f"{path} {place}, which is not {encoding}; save the file as UTF-8, or name its encoding with --encoding"
             before += len(line)
     return f"{path} is not {encoding}; save the file as UTF-8, or name its encoding with --encoding"
-
-
-def _decodes(line: bytes) -> bool:
-    try:
-        return bool(line.decode("utf-8"))
-    except UnicodeDecodeError:
-        return False

@@ -15,7 +15,8 @@ from ..step3_data.encode import number_names, string_inputs
 from .tracking import BACKEND, CHALLENGER, Run, open_tracker
 from .train import Part, Trained, classes_in, code_version, data_version, fit, read_part, save, scorer_of
 
-SAMPLE_ROWS = 2_000  # rows behind the importances
+SAMPLE_ROWS, SHUFFLES = 2_000, 3  # behind each importance of a table of up to FEW_COLUMNS; a wider one gets fewer
+FEW_COLUMNS, LEAST_ROWS = 50, 300
 log = logging.getLogger(__name__)
 
 
@@ -74,14 +75,18 @@ def _page(framing: Framing, trained: Trained, part: Part, scores: dict[str, floa
 
 def _importance_figure(framing: Framing, trained: Trained, part: Part) -> str:
     """Permutation importance (Breiman 2001) of each encoded column: what shuffling it costs."""
-    pick = np.random.default_rng(0).permutation(len(part.labels))[:SAMPLE_ROWS]
-    found = permutation_importance(trained.model, part.frame.iloc[pick], part.labels[pick], scoring=scorer_of(framing), n_repeats=3, random_state=0)
+    columns = part.frame.shape[1]
+    rows, shuffles = (SAMPLE_ROWS, SHUFFLES) if columns <= FEW_COLUMNS else (max(LEAST_ROWS, SAMPLE_ROWS * FEW_COLUMNS // columns), 1)
+    pick = np.random.default_rng(0).permutation(len(part.labels))[:rows]
+    sample, score = (part.frame.iloc[pick], part.labels[pick]), scorer_of(framing)
+    found = permutation_importance(trained.model, *sample, scoring=score, n_repeats=shuffles, random_state=0)
     names = number_names(framing) + [i.name for i in string_inputs(framing)]
     order = np.argsort(found.importances_mean)[-15:]
     drawing, panel = axes(7, 0.8 + 0.22 * len(order))
     panel.barh([names[i][:40] for i in order], found.importances_mean[order], xerr=found.importances_std[order], color=BLUE)
     panel.set_xlabel(f"loss of {framing.metric} when the column is shuffled")
-    return figure(drawing, f"Permutation importance on {len(pick):,} validation rows; the line is one standard deviation of 3 shuffles.")
+    how = f"the line is one standard deviation of {shuffles} shuffles" if shuffles > 1 else f"{columns} columns are many, so few rows and one shuffle"
+    return figure(drawing, f"Permutation importance on {len(pick):,} validation rows; {how}.")
 
 
 def _rules(framing: Framing, trained: Trained) -> str:
