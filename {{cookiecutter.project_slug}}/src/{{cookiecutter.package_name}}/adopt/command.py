@@ -127,7 +127,7 @@ def _judge(contract: Contract, measured: Measured, asked: Asked, limit: float) -
             contract.say(name, "kept: known beforehand?", f"alone it scores {score:.3f}; if it is known only afterwards, drop it", f'--drop "{name}"')
     if measured.rare:
         rows, s = ", ".join(f"{label} ({n:,})" for label, n in list(measured.rare.items())[:8]), "s" * (len(measured.rare) > 1)
-        contract.say(target, f"{len(measured.rare)} label{s} left out", f"too few rows to learn from and to test on: {rows}", "framing.labels")
+        contract.say(target, f"{len(measured.rare)} label{s} left out", f"too few rows, or none in a part of the split: {rows}", "framing.labels")
     if measured.duplicates:
         repeat = "rows repeat" if measured.duplicates > 1 else "row repeats"
         several = f"; {measured.conflicts:,} patterns come with several labels, and no model can be right about those" if measured.conflicts else ""
