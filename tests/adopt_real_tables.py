@@ -3,7 +3,7 @@
     python tests/adopt_real_tables.py FOLDER [NAME …]    (or REAL_TABLES=FOLDER)
 
 FOLDER holds flights, birds, spamassassin and phishing as .csv.gz; none of them may be shipped, so no test runs this.
-scikit-learn's own tables are tried beside them. A reference is what a plain, untuned model reaches on one 80/20 split
+test_adopt.py tries scikit-learn's own tables. A reference is what a plain, untuned model reaches on one 80/20 split
 without the leaks; a point or two is noise, and so is more where the test part is a hundred rows.
 """
 
@@ -20,7 +20,6 @@ import adopting
 import pandas as pd
 from conftest import copy_committed
 from cookiecutter.main import cookiecutter
-from sklearn import datasets
 
 
 @dataclass(frozen=True)
@@ -46,18 +45,12 @@ TABLES = {
     "spamassassin": Real(("--target", "label"), "accuracy", 0.97, (r"id +left out: an id", r"group +kept, AND THE DATA STEP WILL STOP")),
     "spamassassin -group": Real(("--target", "label", "--drop", "group"), "accuracy", 0.97, (r"text +kept as free text",)),
     "phishing": Real(("--target", "is_phishing"), "roc_auc", 0.98, (r"rows repeat the inputs", r"38 patterns come with several labels")),
-    "breast_cancer": Real(("--target", "target"), "roc_auc", 0.99, (r"positive label sorts before",)),
-    "wine": Real(("--target", "target"), "accuracy", 0.97),
-    "diabetes": Real(("--target", "target"), "r2", 0.42),
 }  # fmt: skip
 
 
 def table_of(name: str, real: Real, given: Path, folder: Path) -> Path:
     """The file to adopt; what it takes to make one of it is done here."""
     plain = name.split()[0]
-    if hasattr(datasets, f"load_{plain}"):
-        getattr(datasets, f"load_{plain}")(as_frame=True).frame.to_csv(folder / "t.csv", index=False)
-        return folder / "t.csv"
     if not real.late_by:
         return given / f"{plain}.csv.gz"
     frame = pd.read_csv(given / f"{plain}.csv.gz")

@@ -54,7 +54,8 @@ def usual(prepared: Path, framing: Framing) -> pa.Table:
 @pytest.fixture
 def after(params: Params, monitored: Path, tmp_path: Path) -> Iterator[Callable[[list[dict[str, Any]]], Look]]:
     """What the monitor says after these records were answered and logged, with the reference's own scores."""
-    scores = pq.read_table(monitored, columns=[SCORE]).column(0).to_pylist()
+    in_no_order = np.random.default_rng(1).permutation
+    scores = in_no_order(pq.read_table(monitored, columns=[SCORE]).column(0).to_numpy()).tolist()
 
     def watch(records: list[dict[str, Any]]) -> Look:
         watched = logging_to(params, tmp_path / "log.sqlite")

@@ -256,12 +256,12 @@ def _input(column: Column, contract: Contract) -> dict[str, Any]:
     c, place = column, f"framing.inputs.{column.name}"
     kind = "text" if is_free_text(c) else "category" if c.kind == "text" else c.kind
     made: dict[str, Any] = {"name": c.name, "kind": kind}
+    if IDS.search(c.name) and (c.whole or kind == "category"):
+        why = f"called like an id, but only {c.distinct:,} of {c.present:,} differ: it may say whose row it is, or be a code"
+        contract.say(c.name, f"kept as a {kind}", why, f"--entity {_quoted(c.name)}, or --drop")
     if kind == "number":
         made["min"], made["max"] = room(c.low, c.high)
-        if c.whole and IDS.search(c.name):
-            why = f"called like an id, but only {c.distinct:,} of {c.present:,} differ: it may say whose row it is, or be a code"
-            contract.say(c.name, "kept as a number", why, f"--entity {_quoted(c.name)}, or --drop")
-        elif c.whole and 2 < c.distinct <= CLOSED:
+        if c.whole and 2 < c.distinct <= CLOSED:
             contract.say(c.name, "kept as a number", f"{c.distinct} whole numbers; if they are codes, make it a category", place)
     elif kind == "category" and c.distinct <= CLOSED and c.rows >= 200 and min(c.counts.values()) >= 5:
         made["values"] = sorted(c.counts)

@@ -46,7 +46,7 @@ class Column:
 
 def profile(connection: duckdb.DuckDBPyConnection, table: Table, day_first: bool) -> list[Column]:
     """Every column's kind and figures."""
-    kinds = [fitting[0] for fitting in _kinds(connection, table, day_first)]
+    kinds = _kinds(connection, table, day_first)
     columns = [f"c{i}" for i in range(len(table.names))]
     found = [value(c, kind, style, t) for c, (kind, style, _), t in zip(columns, kinds, table.types, strict=True)]
     rows = connection.execute(f"SELECT count(*) FROM {table.relation}").fetchall()[0][0]
@@ -63,33 +63,29 @@ def profile(connection: duckdb.DuckDBPyConnection, table: Table, day_first: bool
     return profiles
 
 
-def _kinds(connection: duckdb.DuckDBPyConnection, table: Table, day_first: bool) -> list[list[tuple[str, str, bool]]]:
-    """For each column what its values can be read as, the likeliest first, each proved on all rows."""
+def _kinds(connection: duckdb.DuckDBPyConnection, table: Table, day_first: bool) -> list[tuple[str, str, bool]]:
+    """The likeliest kind and style of each column, proved on all rows, and whether day and month could change places."""
     connection.execute(f"CREATE OR REPLACE TEMP TABLE some_rows AS SELECT * FROM {table.relation} USING SAMPLE {SAMPLE_ROWS} ROWS")
-    result: list[list[tuple[str, str, bool]]] = []
     texts = [i for i, t in enumerate(table.types) if natural_kind(t) == "text"]
-    units = _per_column(connection, "some_rows", [[f"mode(regexp_extract(trim(CAST(c{i} AS VARCHAR)), '{UNIT}', 1))"] for i in texts])
-    tried = {i: KINDS + [("number", style + unit) for style in list(NUMBERS)[:2] if unit] for i, (unit,) in zip(texts, units, strict=True)}
-    likely = dict(zip(texts, _fitting(connection, "some_rows", tried), strict=True)) if texts else {}
-    proved = dict(zip(likely, _fitting(connection, table.relation, likely), strict=True)) if likely else {}
+    looks = [[f"mode(regexp_extract(trim(c{i}::VARCHAR), '{UNIT}', 1))", f"bool_or(c{i}::VARCHAR SIMILAR TO '\\d+[.].*')"] for i in texts]
+    found = dict(zip(texts, _per_column(connection, "some_rows", looks), strict=True))
+    tried = {i: KINDS + [("number", style + unit) for style in list(NUMBERS)[:2] if unit] for i, (unit, _) in found.items()}
+    proved = _fitting(connection, table.relation, _fitting(connection, "some_rows", tried))
+    kinds = []
     for i, sql_type in enumerate(table.types):
-        fits = [(kind, style, False) for kind, style in proved.get(i, [(natural_kind(sql_type), "")])]
-        orders = [("date", "month/day/year", True), ("date", "day/month/year", True)]
-        if len(fits) > 1 and [f[:2] for f in fits[:2]] == [o[:2] for o in orders]:
-            dotted = connection.execute(f"SELECT count(*) FROM some_rows WHERE regexp_matches(c{i}, '^\\d+[.]')").fetchall()[0][0]
-            fits = orders[::-1] if day_first or dotted else orders
-            fits = [(kind, style, not (day_first or dotted)) for kind, style, _ in fits]
-        result.append(fits or [("text", "", False)])
-    return result
+        fits = proved.get(i, [(natural_kind(sql_type), "")]) or [("text", "")]
+        either = [style for _, style in fits[:2]] == ["month/day/year", "day/month/year"]
+        day = either and bool(day_first or found[i][1])
+        kinds.append((*fits[day], either and not day))
+    return kinds
 
 
-def _fitting(connection: duckdb.DuckDBPyConnection, relation: str, candidates: Candidates) -> list[list[tuple[str, str]]]:
+def _fitting(connection: duckdb.DuckDBPyConnection, relation: str, candidates: Candidates) -> Candidates:
     """Those candidates that can read every known value of their column."""
     texts = {i: f"CAST(c{i} AS VARCHAR)" for i in candidates}
     wanted = [[f"count(*) FILTER ({is_known(texts[i])})", *(f"count({value(texts[i], *c)})" for c in fits)] for i, fits in candidates.items()]
-    counted = _per_column(connection, relation, wanted)
-    return [[c for c, n in zip(fits, numbers[1:], strict=True) if numbers[0] and n == numbers[0]]
-            for fits, numbers in zip(candidates.values(), counted, strict=True)]  # fmt: skip
+    counted = zip(candidates.items(), _per_column(connection, relation, wanted), strict=True)
+    return {i: [c for c, n in zip(fits, read, strict=True) if known and n == known] for (i, fits), (known, *read) in counted}
 
 
 def _figures(sql: str, kind: str) -> list[str]:

@@ -157,8 +157,7 @@ def _auc(truth: NDArray[Any], score: NDArray[Any]) -> float:
     negatives = len(truth) - positives
     if not positives or not negatives:
         return float("nan")
-    _, place, counts = np.unique(score, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]
+    ranks = pd.Series(score).rank().to_numpy()
     return float((ranks[truth == 1].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
