@@ -235,6 +235,11 @@ Service._post = slowed
     override(source(project, "step6_deployment/service.py"), "Service._post", code)
 
 
+def a_handler_that_exits(project: Path) -> None:
+    code = "async def dying(self, *given):\n    os._exit(3)\nService._post = dying\n"
+    override(source(project, "step6_deployment/service.py"), "Service._post", code)
+
+
 def answers_that_ask_for_rules(project: Path) -> None:
     set_params(project, framing__questions__is_there_a_pattern__answer=False)
 
@@ -415,6 +420,17 @@ def test_a_clean_run_is_all_green(clean: Path, record_property: Record) -> None:
     for step in STEPS:
         assert all("fail" not in outcomes for outcomes in verdict(clean, step).values())
     assert in_service(clean, "monitoring")["champion"] == [(1,)]
+
+
+def test_a_service_that_dies_in_the_load_test_ends_in_a_sentence(project: Path) -> None:
+    """It says where the service's own words are, in the step and in `loadtest`."""
+    a_handler_that_exits(project)
+    for word in ("deployment", "loadtest"):
+        done = verb(project, word)
+        assert done.code == 1
+        assert "the service ended with code 3 while it was asked" in done.said
+        assert "Traceback" not in done.said
+        assert (project / done.said.rsplit("what it said is in ", 1)[1].split()[0]).exists()
 
 
 def test_a_run_stops_at_a_gate_and_goes_on_after_the_mend(project: Path) -> None:

@@ -3,7 +3,9 @@
 import asyncio
 import json
 import shutil
+import socket
 import sqlite3
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -24,9 +26,9 @@ from {{ cookiecutter.package_name }}.step3_data.encode import columns_of, column
 from {{ cookiecutter.package_name }}.step4_model.pipeline import frame_of, predict
 from {{ cookiecutter.package_name }}.step4_model.tracking import CHALLENGER, CHAMPION, open_tracker
 from {{ cookiecutter.package_name }}.step4_model.train import Part, fit
-from {{ cookiecutter.package_name }}.step6_deployment import batch
+from {{ cookiecutter.package_name }}.step6_deployment import batch, loadtest
 from {{ cookiecutter.package_name }}.step6_deployment.batch import score_file
-from {{ cookiecutter.package_name }}.step6_deployment.loadtest import Load
+from {{ cookiecutter.package_name }}.step6_deployment.loadtest import Load, closed_loop, constant_rate, running_service
 from {{ cookiecutter.package_name }}.step6_deployment.prediction_log import Logged, PredictionLog, ask_log, results_of_canary
 from {{ cookiecutter.package_name }}.step6_deployment.predictor import MANIFEST, MODEL, SUMS, Predictor, open_bundle, seal
 from {{ cookiecutter.package_name }}.step6_deployment.service import create_app
@@ -541,3 +543,17 @@ def test_a_slow_or_failing_service_closes_the_gate(milliseconds: float, failures
     params = changed({"requirements.latency_ms": {"p50": 50, "p99": 200}})
     load = Load(100, 100, (milliseconds,) * 100, failures)
     assert [c.requirement for c in _judge(params, [load], load) if c.outcome == "fail"] == closed
+
+
+def test_a_service_that_dies_or_goes_silent_under_load_ends_in_a_sentence(
+    bundle: Path, params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the sentence says where its own words are."""
+    settings, start, started = params.deployment.load_test, subprocess.Popen, []
+    monkeypatch.setattr(subprocess, "Popen", lambda *given, **named: started.append(start(*given, **named)) or started[-1])
+    with pytest.raises(StepFailed, match=r"ended with code .*no answer.*log\.stderr"), running_service(bundle, tmp_path / "log.sqlite") as port:
+        started[-1].kill()
+        closed_loop(port, b"{}", settings)
+    monkeypatch.setattr(loadtest, "PATIENCE_SECONDS", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as deaf, pytest.raises(TimeoutError, match="no answer in"):
+        constant_rate(deaf.getsockname()[1], b"{}", settings, 20)

@@ -84,8 +84,8 @@ def columns_of(table: Any, names: Sequence[str]) -> dict[str, Any]:
     columns: dict[str, Any] = {}
     for name in names:
         column = table.column(name)
-        numeric = pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_timestamp(column.type)
-        columns[name] = column.to_numpy() if numeric else column.to_pylist()
+        kinds = (pa.types.is_integer, pa.types.is_floating, pa.types.is_timestamp, pa.types.is_string, pa.types.is_large_string)
+        columns[name] = column.to_numpy() if any(is_kind(column.type) for is_kind in kinds) else column.to_pylist()
     return columns
 
 
@@ -99,9 +99,14 @@ def words_of(text: str) -> str:
 
 
 def _texts(field: Input, values: Sequence[Any]) -> list[str]:
-    if field.kind == "text":
-        return [MISSING if (text := as_text(v)) is None else words_of(text) for v in values]
-    return [MISSING if (text := as_text(v)) is None else WHOLE.sub(r"\1", text) if text.endswith(".0") else text for v in values]
+    texts = {v: _text(field, v) for v in set(values)}
+    return [texts.get(v, MISSING) for v in values]  # a NaN is never found
+
+
+def _text(field: Input, value: Any) -> str:
+    if (text := as_text(value)) is None:
+        return MISSING
+    return words_of(text) if field.kind == "text" else WHOLE.sub(r"\1", text) if text.endswith(".0") else text
 
 
 def _parts(framing: Framing, field: Input) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from ..params import Framing
 from ..step1_requirements.checks import StepFailed
-from .source import connect, text, write_query
+from .source import connect, text
 
 #: What stands for a missing value in a text column whose other values are numbers, dates or booleans.
 MARKERS = ("", "na", "n/a", "#n/a", "nan", "null", "none", "nil", "?", "-", "--", ".", "inf", "+inf", "-inf", "infinity", "-infinity")
@@ -79,31 +79,34 @@ def open_table(connection: duckdb.DuckDBPyConnection, path: Path, folder: Path, 
     return Table(_named_apart(names), types, relation, described)
 
 
-def read_as_contract(framing: Framing, path: Path, folder: Path) -> Path:
-    """A table as Parquet in `folder`, its columns of the contract's kinds; what the contract does not name stays as it is.
+def read_as_contract(framing: Framing, path: Path, folder: Path, rows: int) -> Iterator[tuple[pa.Table, int]]:
+    """A table in batches of `rows`, its columns of the contract's kinds, each with the rows in all; what the contract does not name stays as it is.
 
     Raises:
         StepFailed: as `open_table`, and when a value is not of its kind.
     """
-    connection = connect(1.0, folder / "spill")
+    connection = connect(0.25, folder / "spill")
     table = open_table(connection, path, folder)
     fields = {i.name: i for i in framing.inputs}
     readings: list[list[str]] = []  # by column: as training had it, and the plain notation
+    misfits = ["count(*)"]
     for place, (name, sql_type) in enumerate(zip(table.names, table.types, strict=True)):
         field = fields.get(name)
         coded = field and any(isinstance(v, int | float) and not isinstance(v, bool) for v in field.values or ())
         kind, style = ("number" if coded else field.kind, field.format) if field else ("text", "")
         readings.append([value(f"c{place}", kind, s, sql_type) for s in dict.fromkeys((style, ""))])
-    misfits = [f"min(c{i}::VARCHAR) FILTER ({is_known(f'c{i}::VARCHAR')} AND {sql} IS NULL)" for i, sqls in enumerate(readings) for sql in sqls]
-    found = iter(connection.execute(f"SELECT {', '.join(misfits)} FROM {table.relation}").fetchall()[0])
+        fits = kind in ("text", "category", natural_kind(sql_type))  # only a text that is read as something else may be none
+        known = is_known(f"c{place}::VARCHAR")
+        misfits += ["NULL" if fits else f"min(c{place}::VARCHAR) FILTER ({known} AND {sql} IS NULL)" for sql in readings[-1]]
+    total, *found = connection.execute(f"SELECT {', '.join(misfits)} FROM {table.relation}").fetchall()[0]
     columns = []
     for name, sqls in zip(table.names, readings, strict=True):
-        tried = [next(found) for _ in sqls]
+        tried = [found.pop(0) for _ in sqls]
         if None not in tried:
             raise StepFailed(f"{path}: {name} is {tried[0]!r} in some row, which is no {fields[name].kind}; mend it, or leave it empty")
         columns.append(sqls[tried.index(None)])
-    write_query(connection, f"SELECT {', '.join(columns)} FROM {table.relation}", table.names, folder / "typed.parquet")
-    return folder / "typed.parquet"
+    for batch in connection.sql(f"SELECT {', '.join(columns)} FROM {table.relation}").to_arrow_reader(rows):
+        yield pa.Table.from_batches([batch]).rename_columns(list(table.names)), total
 
 
 def _named_apart(names: list[str]) -> tuple[str, ...]:

@@ -5,7 +5,6 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -14,7 +13,6 @@ import pyarrow as pa
 import pyarrow.csv as pc_csv
 import pyarrow.parquet as pq
 
-from ..params import Framing
 from ..step1_requirements.checks import StepFailed
 from ..step1_requirements.page import write_text
 from ..step3_data.encode import columns_of
@@ -62,18 +60,20 @@ def _resume(parts: Path, asked: list[Any]) -> None:
 
 
 def _score_parts(predictor: Predictor, source: Path, parts: Path) -> int:
+    """Columns are read as the contract says and not as they look: "007" stays a text, a duration is a number."""
     rows, said = 0, monotonic()
-    for number, (table, total) in enumerate(_tables(source, predictor.framing)):
-        part = parts / f"{number:06}.arrow"
-        if not part.exists():
-            scored = _score(predictor, table, source)
-            with pa.OSFile(str(part.with_suffix(".new")), "wb") as sink, pa.ipc.new_file(sink, scored.schema) as writer:
-                writer.write_table(scored)
-            os.replace(part.with_suffix(".new"), part)
-        rows += table.num_rows
-        if monotonic() - said > SAY_EVERY_SECONDS or rows == total:
-            log.info("score: %s of %s rows", f"{rows:,}", f"{total:,}")
-            said = monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        for number, (table, total) in enumerate(read_as_contract(predictor.framing, source, Path(folder), BATCH)):
+            part = parts / f"{number:06}.arrow"
+            if not part.exists():
+                scored = _score(predictor, table, source)
+                with pa.OSFile(str(part.with_suffix(".new")), "wb") as sink, pa.ipc.new_file(sink, scored.schema) as writer:
+                    writer.write_table(scored)
+                os.replace(part.with_suffix(".new"), part)
+            rows += table.num_rows
+            if monotonic() - said > SAY_EVERY_SECONDS or rows == total:
+                log.info("score: %s of %s rows", f"{rows:,}", f"{total:,}")
+                said = monotonic()
     return rows
 
 
@@ -81,21 +81,14 @@ def _join(parts: Path, target: Path) -> None:
     partial, writer = parts / f"joined{target.suffix}", None
     try:
         for part in sorted(parts.glob("*.arrow")):
-            with pa.memory_map(str(part)) as mapped:
-                table = pa.ipc.open_file(mapped).read_all()
+            with pa.OSFile(str(part)) as file:
+                table = pa.ipc.open_file(file).read_all()
                 writer = writer or (pc_csv.CSVWriter(partial, table.schema) if target.suffix == ".csv" else pq.ParquetWriter(partial, table.schema))
                 writer.write_table(table)
     finally:
         if writer:
             writer.close()
     os.replace(partial, target)
-
-
-def _tables(source: Path, framing: Framing) -> Iterator[tuple[pa.Table, int]]:
-    """The table in batches, with its rows in all; read as the contract says and not as it looks: "007" stays a text, a duration is a number."""
-    with tempfile.TemporaryDirectory() as folder, pq.ParquetFile(read_as_contract(framing, source, Path(folder))) as file:
-        for batch in file.iter_batches(BATCH):
-            yield pa.Table.from_batches([batch]), file.metadata.num_rows
 
 
 def _score(predictor: Predictor, table: pa.Table, source: Path) -> pa.Table:

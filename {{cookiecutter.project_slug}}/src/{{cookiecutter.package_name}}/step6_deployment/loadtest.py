@@ -22,6 +22,7 @@ from functools import cache
 from pathlib import Path
 from time import monotonic, perf_counter, sleep
 from typing import Any
+from urllib.error import URLError
 
 import numpy as np
 
@@ -30,7 +31,7 @@ from ..step1_requirements.checks import StepFailed
 from ..step1_requirements.page import BLUE, GREEN, GREY, RED, axes, figure, page, section, table, whole_folder, write_text
 from .predictor import open_bundle
 
-STARTUP_SECONDS = 60  # of a busy machine; a quiet one takes one
+PATIENCE_SECONDS = 60  # for a start, and for a silence under load; on a quiet machine a start takes one
 MOST_REQUESTS = 500_000
 SHARES = (0.1, 0.25, 0.5, 0.7, 0.85, 0.95, 1.05)  # of the closed loop's rate: the constant rates of `loadtest`
 REPORT = REPORTS / "loadtest"
@@ -71,29 +72,42 @@ async def _drive(port: int, body: bytes, connections: int, due: list[float] | No
 
     async def worker() -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        while True:
-            if todo is not None:
-                offset = next(todo, None)
-                if offset is None:
-                    break
-                at = start + offset
-                await asyncio.sleep(max(0.0, at - perf_counter()))
-            else:
-                at = perf_counter()
-                if at >= end or len(latencies) >= MOST_REQUESTS:
-                    break
-            writer.write(request)
-            ok = await _answered(reader)
-            latencies.append((perf_counter() - at) * 1000)
-            failed[0] += not ok
-        writer.close()
+        with contextlib.closing(writer):
+            while True:
+                if todo is not None:
+                    offset = next(todo, None)
+                    if offset is None:
+                        break
+                    at = start + offset
+                    await asyncio.sleep(max(0.0, at - perf_counter()))
+                else:
+                    at = perf_counter()
+                    if at >= end or len(latencies) >= MOST_REQUESTS:
+                        break
+                writer.write(request)
+                ok = await _answered(reader)
+                latencies.append((perf_counter() - at) * 1000)
+                failed[0] += not ok
 
-    ended = await asyncio.gather(*(worker() for _ in range(connections)), return_exceptions=True)
-    for error in ended:
-        if isinstance(error, BaseException) and not isinstance(error, OSError | EOFError):
-            raise error
-    unsent = sum(1 for _ in todo) if todo else 0
-    failed[0] += unsent + sum(isinstance(e, BaseException) for e in ended)  # the service closed a connection, or died
+    async def counted() -> None:
+        try:
+            await worker()
+        except (OSError, EOFError):  # the service closed the connection, or died
+            failed[0] += 1
+
+    work, before = asyncio.gather(*(counted() for _ in range(connections))), -1
+    while not work.done():
+        if len(latencies) == before:
+            work.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await work
+            raise TimeoutError(f"no answer in {PATIENCE_SECONDS:g} seconds")
+        before = len(latencies)
+        await asyncio.wait([work], timeout=PATIENCE_SECONDS)
+    work.result()
+    if not latencies:
+        raise ConnectionError("no answer at all")
+    failed[0] += sum(1 for _ in todo or ())  # never sent
     took = max(perf_counter() - start, 1e-9)
     return Load(len(due) / seconds if due else len(latencies) / took, len(latencies) / took, tuple(latencies), failed[0])
 
@@ -119,7 +133,7 @@ def running_service(bundle: Path, log_path: Path, online: Path = ONLINE, **own: 
     `own` are environment variables for it alone; it lets `own_key` in.
 
     Raises:
-        StepFailed: with what the service said, when it ends or is not ready in STARTUP_SECONDS.
+        StepFailed: with what the service said, when it ends or is not ready in PATIENCE_SECONDS, and when it dies or goes silent while it is asked.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -130,12 +144,19 @@ def running_service(bundle: Path, log_path: Path, online: Path = ONLINE, **own: 
     errors = log_path.with_suffix(".stderr")
     with errors.open("wb") as stderr, subprocess.Popen(command, env=os.environ | own, stdout=subprocess.DEVNULL, stderr=stderr) as process:
         try:
-            deadline = monotonic() + STARTUP_SECONDS
+            deadline = monotonic() + PATIENCE_SECONDS
             while not _ready(port):
                 if process.poll() is not None or monotonic() > deadline:
                     raise StepFailed(f"deployment: the service did not start: {errors.read_text(encoding='utf-8', errors='replace')[-2000:].strip()}")
                 sleep(0.05)
             yield port
+            if process.poll() is not None:
+                raise ConnectionError("no answer any more")
+        except (TimeoutError, ConnectionError, URLError) as error:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=1)
+            state = "does not answer" if process.returncode is None else f"ended with code {process.returncode}"
+            raise StepFailed(f"deployment: the service {state} while it was asked ({error}); what it said is in {errors}") from None
         finally:
             process.send_signal(signal.SIGINT) if os.name != "nt" else process.terminate()  # nobody else asks it, so at once
             try:
@@ -177,7 +198,7 @@ def sweep(params: Params) -> dict[str, Any]:
             rates = [settings.rate_per_second, *(fastest.answered_per_second * share for share in SHARES)]
             loads = [constant_rate(port, body, settings, max(1.0, rate), settings.sweep_seconds) for rate in rates]
     finally:
-        for path in SCRATCH.glob("loadtest.*"):
+        for path in SCRATCH.glob("loadtest.sqlite*"):
             path.unlink(missing_ok=True)
     found = figures(params, loads, fastest)
     with whole_folder(REPORT) as folder:

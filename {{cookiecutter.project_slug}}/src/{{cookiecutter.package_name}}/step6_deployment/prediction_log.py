@@ -15,19 +15,26 @@ from typing import Any, NamedTuple
 
 from ..step1_requirements.checks import StepFailed
 
-COLUMNS = {  # more may come, at the end: readers name the columns that they want
-    "prediction_id": "TEXT NOT NULL",
-    "at": "TEXT NOT NULL",  # ISO 8601, UTC
-    "model_version": "TEXT NOT NULL",
-    "fallback": "BOOLEAN NOT NULL",
-    "inputs": "TEXT NOT NULL",  # JSON
-    "score": "DOUBLE PRECISION NOT NULL",
-    "decision": "TEXT",  # the label that the score leads to, also where `review` was answered
-    "threshold": "DOUBLE PRECISION",
-    "role": "TEXT NOT NULL DEFAULT 'champion'",  # or canary, fallback; a shadow was computed and not answered
-    "review": "BOOLEAN NOT NULL DEFAULT FALSE",  # answered `review`: a person decides
-    "entity": "TEXT",  # hashed where it is personal
-}
+
+class Logged(NamedTuple):
+    """One prediction, and the columns of its table; more may come, at the end: readers name the columns that they want."""
+
+    prediction_id: str
+    at: str  # ISO 8601, UTC
+    model_version: str
+    fallback: bool
+    inputs: str  # JSON
+    score: float
+    decision: str | None  # the label that the score leads to, also where `review` was answered
+    threshold: float | None = None
+    role: str = "champion"  # or canary, fallback; a shadow was computed and not answered
+    review: bool = False  # answered `review`: a person decides
+    entity: str | None = None  # hashed where it is personal
+
+
+SQL = {str: "TEXT NOT NULL", bool: "BOOLEAN NOT NULL", float: "DOUBLE PRECISION NOT NULL", str | None: "TEXT", float | None: "DOUBLE PRECISION"}
+GIVEN = {name: f" DEFAULT {value!r}" for name, value in Logged._field_defaults.items() if value is not None}
+COLUMNS = {name: SQL[kind] + GIVEN.get(name, "") for name, kind in Logged.__annotations__.items()}
 SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS predictions ({", ".join(f"{n} {k}" for n, k in COLUMNS.items())}, PRIMARY KEY (prediction_id, role));
 CREATE INDEX IF NOT EXISTS predictions_at ON predictions (at);
@@ -40,22 +47,6 @@ INSERT_PREDICTION = f"INSERT INTO predictions ({', '.join(COLUMNS)}) VALUES ({',
 INSERT_LABEL = "INSERT INTO labels VALUES (?, ?, ?)"
 ITS_OWN_FAULT = {"IntegrityError", "DataError"}  # of one row, and not of disk or server
 log = logging.getLogger(__name__)
-
-
-class Logged(NamedTuple):
-    """One prediction, as COLUMNS has it."""
-
-    prediction_id: str
-    at: str
-    model_version: str
-    fallback: bool
-    inputs: str
-    score: float
-    decision: str | None
-    threshold: float | None = None
-    role: str = "champion"
-    review: bool = False
-    entity: str | None = None
 
 
 class PredictionLog:

@@ -181,12 +181,13 @@ class Predictor:
         if self.framing.task == "multiclass":
             return [self.classes[k] for k in scores.argmax(axis=1)]
         cut = 0.5 if self.threshold is None else self.threshold
-        return [self.classes[int(score >= cut)] for score in scores[:, 1]]
+        return [self.classes[above] for above in (scores[:, 1] >= cut).tolist()]
 
     def main_scores(self, scores: NDArray[Any]) -> list[float]:
         """One number per row: probability of the positive or of the chosen label, or the predicted number."""
         picked: NDArray[Any] = scores if scores.ndim == 1 else scores[:, 1] if self.framing.task == "binary" else scores.max(axis=1)
-        return [float(v) for v in picked]
+        numbers: list[float] = picked.tolist()
+        return numbers
 
     def moved_by(self, record: Mapping[str, Any]) -> list[dict[str, Any]]:
         """How far each input moves the score, largest first: the score minus that of the same record with this input's reference value.

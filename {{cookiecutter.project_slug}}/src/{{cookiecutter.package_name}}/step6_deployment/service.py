@@ -21,18 +21,10 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
+import prometheus_client as prometheus
 import uvicorn
 from fastapi import FastAPI, Request, Response
-from prometheus_client import (
-    CONTENT_TYPE_LATEST,
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    ProcessCollector,
-    disable_created_metrics,
-    generate_latest,
-)
+from prometheus_client import Counter, Gauge, Histogram
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
@@ -56,8 +48,8 @@ class Metrics:
     """Every metric of the service; children are kept, because looking them up costs more than counting."""
 
     def __init__(self, served: "Served", latency: Latency) -> None:
-        registry = self.registry = CollectorRegistry()
-        ProcessCollector(registry=registry)  # CPU and memory
+        registry = self.registry = prometheus.CollectorRegistry()
+        prometheus.ProcessCollector(registry=registry)  # CPU and memory
         wanted = (latency.p50 / 1000, *(latency.p99 / 1000 * k for k in (1, 2, 5, 10)))  # the requirement, and well beyond
         ladder = sorted({0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, *wanted})
         self.seconds = Histogram("predict_latency_seconds", "Time to answer a predict request", buckets=ladder, registry=registry)
@@ -395,7 +387,7 @@ def create_app(params: Params, bundle: Path = BUNDLE, online: Path = ONLINE) -> 
     Raises:
         StepFailed: when the bundle cannot be trusted, or keys are required and there are none.
     """
-    disable_created_metrics()  # type: ignore[no-untyped-call]
+    prometheus.disable_created_metrics()  # type: ignore[no-untyped-call]
     return Service(params, bundle, online)
 
 
@@ -505,7 +497,7 @@ def _routes(service: Service) -> FastAPI:
 
     @app.get("/metrics", include_in_schema=False)
     async def metrics() -> Response:
-        return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(prometheus.generate_latest(service.metrics.registry), media_type=prometheus.CONTENT_TYPE_LATEST)
 
     @app.get("/openapi.json", include_in_schema=False)
     async def openapi() -> dict[str, Any]:

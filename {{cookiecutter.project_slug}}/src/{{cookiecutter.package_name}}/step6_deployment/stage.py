@@ -167,7 +167,7 @@ def _load(params: Params, folder: Path, online: Path, checks: list[Check]) -> tu
             steady, fastest = constant_rate(port, body, settings, settings.rate_per_second), closed_loop(port, body, settings)
             return [steady, constant_rate(port, body, settings, fastest.answered_per_second / 2, settings.seconds / 3)], fastest
     finally:
-        for path in SCRATCH.glob("loadtest.*"):
+        for path in SCRATCH.glob("loadtest.sqlite*"):
             path.unlink(missing_ok=True)
 
 
