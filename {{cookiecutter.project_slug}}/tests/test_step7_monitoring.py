@@ -3,8 +3,10 @@
 import json
 import re
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,8 +34,8 @@ from {{ cookiecutter.package_name }}.step7_monitoring import audit
 from {{ cookiecutter.package_name }}.step7_monitoring.alerts import alert_rules, dashboard
 from {{ cookiecutter.package_name }}.step7_monitoring.audit import AUDIT, Line
 from {{ cookiecutter.package_name }}.step7_monitoring.drift import SCORE, compare
-from {{ cookiecutter.package_name }}.step7_monitoring.monitor import REPORT, Look, monitor
-from {{ cookiecutter.package_name }}.step7_monitoring.quality import turned_bad
+from {{ cookiecutter.package_name }}.step7_monitoring.monitor import REPORT, Look, look, monitor
+from {{ cookiecutter.package_name }}.step7_monitoring.quality import Judged, turned_bad
 from {{ cookiecutter.package_name }}.step7_monitoring.retrain import UNDO, Trigger, decide, recover, retrain, rollback, serving
 from {{ cookiecutter.package_name }}.step7_monitoring.window import add_labels, count_labels, read_window
 
@@ -57,10 +59,10 @@ def after(params: Params, monitored: Path, tmp_path: Path) -> Iterator[Callable[
     in_no_order = np.random.default_rng(1).permutation
     scores = in_no_order(pq.read_table(monitored, columns=[SCORE]).column(0).to_numpy()).tolist()
 
-    def watch(records: list[dict[str, Any]]) -> Look:
+    def watch(records: list[dict[str, Any]], now: datetime = NOW) -> Look:
         watched = logging_to(params, tmp_path / "log.sqlite")
         write_log(tmp_path / "log.sqlite", records, [scores[k % len(scores)] for k in range(len(records))])
-        return monitor(watched, Stub(), NOW, act=False)[0]
+        return monitor(watched, Stub(), now, act=False)[0]
 
     yield watch
     AUDIT.unlink(missing_ok=True)
@@ -181,16 +183,28 @@ def test_an_empty_window_is_no_alarm(after: Callable[..., Look]) -> None:
     assert (found.predictions, found.alarms, found.calm) == (0, [], False)
 
 
-@pytest.mark.parametrize("damage", ["missing", "cut short", "not a log"])
+@pytest.mark.parametrize("damage", ["missing", "cut short", "not a log", "locked"])
 def test_a_damaged_log_ends_in_a_sentence(damage: str, params: Params, monitored: Path, usual: pa.Table, tmp_path: Path) -> None:
-    path = tmp_path / "log.sqlite"
-    if damage == "cut short":
+    path, connect = tmp_path / "log.sqlite", sqlite3.connect
+    if damage in ("cut short", "locked"):
         write_log(path, usual.to_pylist(), [0.5] * usual.num_rows)
+    if damage == "cut short":
         path.write_bytes(path.read_bytes()[:9000])
     elif damage == "not a log":
         path.write_text("hello, I am a text and no database, however long I am" * 100, encoding="utf-8")
-    with pytest.raises(StepFailed, match=r"there is no prediction log|cannot be read"):
-        monitor(logging_to(params, path), Stub(), NOW)
+    with closing(connect(path if damage == "locked" else ":memory:", isolation_level=None)) as other, pytest.MonkeyPatch.context() as patch:
+        for order in ("PRAGMA locking_mode = EXCLUSIVE", "BEGIN EXCLUSIVE", "CREATE TABLE mine (a)"):
+            other.execute(order)
+        patch.setattr(sqlite3, "connect", lambda *args, **more: connect(*args, **more | {"timeout": 0}))  # it would wait for five seconds
+        with pytest.raises(StepFailed, match=r"there is no prediction log|cannot be read"):
+            monitor(logging_to(params, path), Stub(), NOW)
+
+
+def test_a_clock_that_jumps_back_is_survived(after: Callable[..., Look], usual: pa.Table) -> None:
+    """Predictions, labels and decisions of tomorrow are there, and count once it is tomorrow."""
+    audit.write(at(-1, "noticed"))
+    assert after(usual.to_pylist(), NOW - timedelta(hours=1)).predictions == 0
+    assert after([], NOW).predictions == usual.num_rows
 
 
 # ---- quality -------------------------------------------------------------------------------
@@ -366,17 +380,41 @@ def test_one_retraining_at_a_time(logged: Params) -> None:
     assert said == [(False, True)]
 
 
-def test_rollback_brings_the_former_champion_back_and_forth(logged: Params, bundle: Path) -> None:
-    """Bundle and alias; a second rollback undoes the first, and without a former champion it says so."""
-    with pytest.raises(StepFailed, match="no former champion"):
-        rollback(Stub(), "by hand", "", NOW)
-    new = serving()
+def keep_former(bundle: Path) -> None:
+    """Bundle and reference as those of a former champion, version 0."""
     for folder in (bundle, REFERENCE.parent):
         shutil.copytree(folder, FORMER / folder.name)
     manifest = json.loads((FORMER / bundle.name / "manifest.json").read_text(encoding="utf-8"))
     manifest["version"]["version"] = "0"
     seal(FORMER / bundle.name, manifest)
+
+
+@pytest.mark.parametrize(("days", "decisions"), [(1, ["promoted", "rolled_back"]), (9999, ["promoted"])])
+def test_a_guard_rail_rolls_a_new_champion_back_once(days: float, decisions: list[str], logged: Params, bundle: Path, changed: Any) -> None:
+    """Only while the promotion is on probation, and the former champion is not thrown out again for the same labels."""
+    settings = changed({"monitoring.retrain": logged.monitoring.retrain.model_dump() | {"after_days": 10**6, "new_labels": 10**6}}).monitoring
+    params, new = logged.model_copy(update={"monitoring": settings}), serving()
+    keep_former(bundle)
+    audit.write(replace(at(days, "promoted"), after=new))
+    broken = replace(look(params, NOW), judged=[Judged("guard_rails", "mae", 3, 2, 4, 1, breached=True)], alarms=[])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(f"{rollback.__module__}.open_tracker", lambda: SimpleNamespace(set_alias=lambda *_: None))
+        patch.setattr(f"{monitor.__module__}.look", lambda *_: replace(broken, version=serving()))
+        for _ in range(2):
+            monitor(params, Stub(), NOW)
+        assert ([line.decision for line in audit.read()], serving()) == (decisions, new if days > 1 else "0")
+        if days == 1:
+            rollback(Stub(), "by hand", "", NOW)
+    shutil.rmtree(FORMER)
+
+
+def test_rollback_brings_the_former_champion_back_and_forth(logged: Params, bundle: Path) -> None:
+    """Bundle and alias; a second rollback undoes the first, and without a former champion it says so."""
+    with pytest.raises(StepFailed, match="no former champion"):
+        rollback(Stub(), "by hand", "", NOW)
+    new = serving()
     tracker = open_tracker()
+    keep_former(bundle)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(f"{rollback.__module__}.open_tracker", lambda: SimpleNamespace(set_alias=lambda *_: None))
         assert (rollback(Stub(), "by hand", "", NOW).after, serving()) == ("0", "0")
