@@ -94,7 +94,7 @@ def look(params: Params, now: datetime) -> Look:
     labels = count_labels(log, now, since, params.requirements.label_delay_days)
     newest = ask_log(log, "SELECT max(at) FROM predictions WHERE at <= ?", (iso(now),))[0][0]
     due = f"SELECT count(*), count(label) FROM {JOINED} WHERE at > ? AND at <= ?"
-    answered, labelled = ask_log(log, due, (iso(now), iso(now), iso(mature - (now - since)), iso(mature)))[0]
+    answered, labelled = ask_log(log, due, (*[iso(now)] * 3, iso(mature - (now - since)), iso(mature)))[0]
     moved = compare(framing, settings.drift, columns_of(reference, reference.column_names), window.columns)
     judged, importance, bad_since = _judge(
         params, predictor, lambda newest: read_window(log, framing, now, matured, predictor.version, iso(now), iso(mature), newest=newest)

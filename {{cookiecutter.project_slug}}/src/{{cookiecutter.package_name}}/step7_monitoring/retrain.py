@@ -60,7 +60,7 @@ def new_labels(params: Params, lines: Sequence[Line], now: datetime) -> int:
     """Matured labels of predictions since the open alert began or, without one, since the last training."""
     begun = audit.open_alert(lines) or audit.last(lines, *TRAINED)
     mature = now - timedelta(days=params.requirements.label_delay_days)
-    values = (iso(now), iso(now), (begun.since or begun.at) if begun else iso(now), iso(mature), iso(now))
+    values = (*[iso(now)] * 3, (begun.since or begun.at) if begun else iso(now), iso(mature), iso(now))
     return int(ask_log(params.deployment.log.path, f"SELECT count(label) FROM {JOINED} WHERE at > ? AND at <= ? AND label_at <= ?", values)[0][0])
 
 
@@ -153,7 +153,7 @@ def extend_raw(params: Params, now: datetime, since: str | None = None) -> tuple
     """
     raw, framing = Path(params.data.raw), params.framing
     query = f"SELECT prediction_id, inputs, label, label_at, at FROM {JOINED} ORDER BY at"
-    found = ask_log(params.deployment.log.path, query, (iso(now), iso(now)))
+    found = ask_log(params.deployment.log.path, query, [iso(now)] * 3)
     columns = ["prediction_id", "inputs", "label", "label_at", "asked"]
     logged = pa.table({c: pa.array([r[k] for r in found], pa.string()) for k, c in enumerate(columns)})
     with closing(connect(params.data.memory_gb, SCRATCH)) as connection:

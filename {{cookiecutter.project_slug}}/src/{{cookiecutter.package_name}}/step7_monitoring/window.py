@@ -21,16 +21,17 @@ from .drift import SCORE
 MOST_ROWS = 20_000  # of one window; more are thinned evenly
 TYPES = {"number": "DOUBLE", "boolean": "BOOLEAN", "date": "TIMESTAMP", "category": "VARCHAR", "text": "VARCHAR"}
 #: Answered predictions with the newest label known by a moment; a label dated before its prediction counts from the prediction on.
-#: Needs that moment twice.
-JOINED = """(SELECT p.prediction_id, p.at, p.model_version, p.inputs, p.score, p.decision, l.label,
-    CASE WHEN l.at < p.at THEN p.at ELSE l.at END AS label_at FROM predictions AS p LEFT JOIN
-    (SELECT prediction_id, label, at, row_number() OVER (PARTITION BY prediction_id ORDER BY at DESC) AS place FROM labels WHERE at <= ?) AS l
-    ON l.prediction_id = p.prediction_id AND l.place = 1 WHERE p.at <= ? AND p.role <> 'shadow') AS joined"""
-KINDS = {  # of labels, and how many of each
-    "received": "SELECT count(*) FROM labels",
-    "duplicate": "SELECT count(*) - (SELECT count(*) FROM (SELECT DISTINCT prediction_id, label FROM labels) AS d) FROM labels",
-    "contradictory": "SELECT count(*) FROM (SELECT 1 FROM labels GROUP BY prediction_id HAVING count(DISTINCT label) > 1) AS d",
-    "unknown": "SELECT count(*) FROM labels WHERE prediction_id NOT IN (SELECT prediction_id FROM predictions)",
+#: Needs that moment three times. Labels are looked up one by one: a condition on `at` then costs what it selects, however long the log.
+JOINED = """(SELECT known.*, CASE WHEN came < at THEN at ELSE came END AS label_at FROM
+    (SELECT p.prediction_id, p.at, p.model_version, p.inputs, p.score, p.decision,
+    (SELECT label FROM labels WHERE prediction_id = p.prediction_id AND at <= ? ORDER BY at DESC LIMIT 1) AS label,
+    (SELECT max(at) FROM labels WHERE prediction_id = p.prediction_id AND at <= ?) AS came
+    FROM predictions AS p WHERE p.at <= ? AND p.role <> 'shadow') AS known) AS joined"""
+KINDS = {  # of labels since a moment, and how many of each
+    "received": "SELECT count(*) FROM labels WHERE at > ?",
+    "duplicate": "SELECT coalesce(sum(n - 1), 0) FROM (SELECT count(*) AS n FROM labels WHERE at > ? GROUP BY prediction_id, label) AS d",
+    "contradictory": "SELECT count(*) FROM (SELECT 1 FROM labels WHERE at > ? GROUP BY prediction_id HAVING count(DISTINCT label) > 1) AS d",
+    "unknown": "SELECT count(*) FROM labels AS l WHERE at > ? AND NOT EXISTS (SELECT 1 FROM predictions WHERE prediction_id = l.prediction_id)",
 }
 
 
@@ -54,11 +55,15 @@ def read_window(log: str, framing: Framing, now: datetime, where: str, *values: 
     Raises:
         StepFailed: when the log is missing, locked or damaged.
     """
-    given, names = (iso(now), iso(now), *values), columns_read(framing)
-    of: int = ask_log(log, f"SELECT count(*) FROM {JOINED} WHERE {where}", given)[0][0]
-    rows = f"SELECT inputs, score, at, decision, label, row_number() OVER (ORDER BY at DESC, prediction_id DESC) AS n FROM {JOINED} WHERE {where}"
-    kept = f"n <= {newest}" if newest else f"n % {max(1, -(-of // MOST_ROWS))} = 0"
-    found = ask_log(log, f"SELECT * FROM ({rows}) AS numbered WHERE {kept} ORDER BY n DESC", given)
+    given, names = (*[iso(now)] * 3, *values), columns_read(framing)
+    wanted, order = "inputs, score, at, decision, label", "ORDER BY at DESC, prediction_id DESC"
+    if newest:
+        found = ask_log(log, f"SELECT {wanted} FROM {JOINED} WHERE {where} {order} LIMIT {newest}", given)[::-1]
+        of = len(found)
+    else:
+        of = ask_log(log, f"SELECT count(*) FROM {JOINED} WHERE {where}", given)[0][0]
+        rows = f"SELECT {wanted}, row_number() OVER ({order}) AS n FROM {JOINED} WHERE {where}"
+        found = ask_log(log, f"SELECT * FROM ({rows}) AS numbered WHERE n % {max(1, -(-of // MOST_ROWS))} = 0 ORDER BY n DESC", given)
     inputs, scores, at, decisions, labels = ([row[k] for row in found] for k in range(5))
     kinds = {i.name: "number" if _coded(i.values) else i.kind for i in framing.inputs}
     logged = pa.table({"inputs": pa.array(inputs, pa.string())})  # noqa: F841 - DuckDB finds it by its name
@@ -77,8 +82,8 @@ def logged_value(column: str) -> str:
 
 
 def count_labels(log: str, now: datetime, since: datetime, delay_days: float) -> dict[str, int]:
-    """How many labels there are of each of KINDS; and among those since a moment, how many came late, before their prediction, or from the future."""
-    counted: dict[str, int] = {kind: ask_log(log, query)[0][0] for kind, query in KINDS.items()}
+    """How many labels since a moment are of each of KINDS, and how many of them came late, before their prediction, or from the future."""
+    counted: dict[str, int] = {kind: int(ask_log(log, query, (iso(since),))[0][0]) for kind, query in KINDS.items()}
     came = ask_log(log, "SELECT l.at, p.at FROM labels AS l JOIN predictions AS p ON p.prediction_id = l.prediction_id WHERE l.at > ?", (iso(since),))
     took = [(datetime.fromisoformat(label), datetime.fromisoformat(label) - datetime.fromisoformat(asked)) for label, asked in came]
     late, past = sum(t > timedelta(days=delay_days) for at, t in took if at <= now), sum(t < timedelta(0) for _, t in took)
