@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,7 +35,7 @@ from {{ cookiecutter.package_name }}.step7_monitoring import audit
 from {{ cookiecutter.package_name }}.step7_monitoring.alerts import alert_rules, dashboard
 from {{ cookiecutter.package_name }}.step7_monitoring.audit import AUDIT, Line
 from {{ cookiecutter.package_name }}.step7_monitoring.drift import SCORE, compare
-from {{ cookiecutter.package_name }}.step7_monitoring.monitor import REPORT, Look, look, monitor
+from {{ cookiecutter.package_name }}.step7_monitoring.monitor import REPORT, Look, look, monitor, write_evidently
 from {{ cookiecutter.package_name }}.step7_monitoring.quality import Judged, turned_bad
 from {{ cookiecutter.package_name }}.step7_monitoring.retrain import UNDO, Trigger, decide, recover, retrain, rollback, serving
 from {{ cookiecutter.package_name }}.step7_monitoring.window import add_labels, count_labels, read_window
@@ -205,6 +206,15 @@ def test_a_clock_that_jumps_back_is_survived(after: Callable[..., Look], usual: 
     audit.write(at(-1, "noticed"))
     assert after(usual.to_pylist(), NOW - timedelta(hours=1)).predictions == 0
     assert after([], NOW).predictions == usual.num_rows
+
+
+def test_evidently_reports_too_or_the_sentence_says_what_to_install(params: Params, monitored: Path, usual: pa.Table, tmp_path: Path) -> None:
+    write_log(tmp_path / "log.sqlite", usual.to_pylist(), [0.1 + k / 1000 for k in range(usual.num_rows)])
+    if find_spec("evidently"):
+        assert "Drift" in write_evidently(logging_to(params, tmp_path / "log.sqlite"), NOW).read_text(encoding="utf-8")
+    else:
+        with pytest.raises(StepFailed, match="extra `evidently`"):
+            write_evidently(logging_to(params, tmp_path / "log.sqlite"), NOW)
 
 
 # ---- quality -------------------------------------------------------------------------------

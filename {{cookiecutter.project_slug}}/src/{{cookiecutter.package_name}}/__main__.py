@@ -188,9 +188,10 @@ def monitor(
     serve: Annotated[
         float, typer.Option(help="Stay, and look every so many minutes and when Alertmanager calls; metrics on deployment.port + 1.")
     ] = 0,
+    evidently: Annotated[bool, typer.Option(help="Write Evidently's drift report of the same window, too.")] = False,
 ) -> None:
     """Look at the newest window of the prediction log: drift, quality, labels; retrain or roll back where the rules say so."""
-    from .step7_monitoring.monitor import REPORT, keep_looking, monitor
+    from .step7_monitoring.monitor import REPORT, keep_looking, monitor, write_evidently
 
     def once() -> None:
         found, decisions = monitor(load(), _Project(), act=act)
@@ -199,6 +200,8 @@ def monitor(
             typer.echo(why)
         for line in decisions:
             typer.echo(f"{line.decision}: {line.before or '-'} -> {line.after or '-'}: {line.why}")
+        if evidently:
+            typer.echo(f"see {write_evidently(load(), _now())}")
 
     keep_looking(once, load().deployment, serve) if serve else once()
 

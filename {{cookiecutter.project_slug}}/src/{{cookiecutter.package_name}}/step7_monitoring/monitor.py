@@ -6,9 +6,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Event, Thread
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 
 from ..params import BUNDLE, FORMER, ONLINE, REFERENCE, REPORTS, Deployment, Params, ParamsError
@@ -20,13 +22,13 @@ from ..step6_deployment.prediction_log import ask_log
 from ..step6_deployment.predictor import Predictor
 from . import audit
 from .audit import Line
-from .drift import Moved, compare
+from .drift import SCORE, Moved, compare
 from .exporter import metrics_text
 from .quality import Judged, answers_in, confidence, estimate, importances, judge, turned_bad
 from .retrain import Project, decide, new_labels, recover, retrain, rollback
 from .window import JOINED, Window, count_labels, iso, read_window
 
-REPORT = REPORTS / "monitor"
+REPORT, EVIDENTLY = REPORTS / "monitor", REPORTS / "evidently.html"
 MOST_PICTURES = 12
 LOOK_BACK = 10  # so many times performance.labels are searched for the day on which quality was lost
 log = logging.getLogger(__name__)
@@ -221,6 +223,29 @@ def _pictures(moved: list[Moved]) -> list[str]:
         panel.legend()
         pictures.append(figure(drawing, f"{m.column}: PSI {m.psi:.2f}, {m.test} {m.distance:.2f}."))
     return pictures
+
+
+def write_evidently(params: Params, now: datetime) -> Path:
+    """Evidently's own drift report of numbers, categories, booleans and the score, as reports/evidently.html; decides nothing.
+
+    Raises:
+        StepFailed: when Evidently is not installed, or there are no predictions in the window or no log.
+    """
+    try:
+        from evidently import DataDefinition, Dataset, Report
+        from evidently.presets import DataDriftPreset
+    except ImportError:
+        raise StepFailed("monitor: Evidently is not installed; install this project with its extra `evidently` as well") from None
+    kinds = {i.name: i.kind for i in params.framing.inputs} | {SCORE: "number"}
+    numbers, words = ([n for n, kind in kinds.items() if kind in some] for some in (("number",), ("category", "boolean")))
+    window = read_window(params.deployment.log.path, params.framing, now, "at > ?", iso(now - timedelta(hours=params.monitoring.window_hours)))
+    if not len(window):
+        raise StepFailed("monitor: no predictions in the window, so there is nothing for Evidently to compare")
+    definition = DataDefinition(numerical_columns=numbers, categorical_columns=words)
+    old, new = columns_of(pq.read_table(REFERENCE), numbers + words), window.columns
+    data = [Dataset.from_pandas(pd.DataFrame({n: side[n] for n in numbers + words}), definition) for side in (new, old)]
+    Report([DataDriftPreset()]).run(*data).save_html(str(EVIDENTLY))
+    return EVIDENTLY
 
 
 def keep_looking(once: Callable[[], None], settings: Deployment, minutes: float) -> None:
