@@ -118,6 +118,10 @@ def test_a_project_installs_itself_from_nothing(answers: Mapping[str, str], prep
     work(project, "run", "test", "check", UV_LINK_MODE="copy", PYTHONPATH="")
     assert (project / ".venv" / "pyvenv.cfg").is_file()
     assert not (project / ".venv").is_symlink()
+    if not answers:  # what is no part of a usual installation
+        run([uv(), "sync", "--quiet", "--all-extras", "--group", "evidently"], project)
+        run([".venv/bin/python", "-c", "import evidently"], project)
+        work(project, ".venv/bin/python -m pytest -k evidently")
     image = image_of(project, tmp_path)
     assert answer_of(image, project.name.replace("-", "_")).keys() == {"model_version", "fallback", "predictions"}
 

@@ -213,7 +213,7 @@ def test_evidently_reports_too_or_the_sentence_says_what_to_install(params: Para
     if find_spec("evidently"):
         assert "Drift" in write_evidently(logging_to(params, tmp_path / "log.sqlite"), NOW).read_text(encoding="utf-8")
     else:
-        with pytest.raises(StepFailed, match="extra `evidently`"):
+        with pytest.raises(StepFailed, match="group evidently"):
             write_evidently(logging_to(params, tmp_path / "log.sqlite"), NOW)
 
 

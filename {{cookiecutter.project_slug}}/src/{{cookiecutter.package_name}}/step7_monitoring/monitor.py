@@ -235,7 +235,7 @@ def write_evidently(params: Params, now: datetime) -> Path:
         from evidently import DataDefinition, Dataset, Report
         from evidently.presets import DataDriftPreset
     except ImportError:
-        raise StepFailed("monitor: Evidently is not installed; install this project with its extra `evidently` as well") from None
+        raise StepFailed("monitor: Evidently is not installed; `uv sync --all-extras --group evidently` does it") from None
     kinds = {i.name: i.kind for i in params.framing.inputs} | {SCORE: "number"}
     numbers, words = ([n for n, kind in kinds.items() if kind in some] for some in (("number",), ("category", "boolean")))
     window = read_window(params.deployment.log.path, params.framing, now, "at > ?", iso(now - timedelta(hours=params.monitoring.window_hours)))
