@@ -143,10 +143,10 @@ def _show(contract: Contract, table: Table, rows: int, text: str) -> None:
     lines, console = line_numbers(text), Console()
     console.print(f"{rows:,} rows, {len(table.names)} columns ({table.described}); {len(contract.inputs)} of them are inputs.", highlight=False)
     shown, alike = Shown("column", "adopt", "because", "to change it", box=None), defaultdict(list)
-    for f in contract.findings:
-        alike[f.did].append(f.column)
-        if len(alike[f.did]) <= ALIKE:
-            shown.add_row(*map(escape, (f.column, f.did, f.why, _place(f.change, lines, contract))))
+    for column, did, why, mend in contract.findings:
+        alike[did].append(column)
+        if len(alike[did]) <= ALIKE:
+            shown.add_row(*map(escape, (column, did, why, _place(mend, lines, contract))))
     for did, names in alike.items():
         if more := names[ALIKE:]:
             shown.add_row(*map(escape, (f"{len(more)} more", did, f"as those above: {', '.join(more)}")))

@@ -40,16 +40,6 @@ class Asked:
     keep: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Finding:
-    """Something about a column, what adopt did about it, why, and the flag or the place in params.yaml that changes it."""
-
-    column: str
-    did: str
-    why: str
-    change: str = ""
-
-
 @dataclass
 class Contract:
     """The problem as inferred; `inputs` are as params.yaml holds them, `counts` is rows per label and empty for a number."""
@@ -63,11 +53,11 @@ class Contract:
     keeps_history: bool = False  # features.sql is the user's and stays
     trusts_leaks: bool = False  # --keep named a column that gives the target away
     inputs: list[dict[str, Any]] = field(default_factory=list)
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[tuple[str, str, str, str]] = field(default_factory=list)
 
-    def say(self, *finding: str) -> None:
-        """Note a finding."""
-        self.findings.append(Finding(*finding))
+    def say(self, column: str, did: str, why: str, change: str = "") -> None:
+        """Note something about a column, what adopt did about it, why, and the flag or the place in params.yaml that changes it."""
+        self.findings.append((column, did, why, change))
 
 
 def infer(columns: Sequence[Column], asked: Asked, gone: Mapping[str, tuple[float, float]], later: Mapping[str, float]) -> Contract:
@@ -95,7 +85,7 @@ def infer(columns: Sequence[Column], asked: Asked, gone: Mapping[str, tuple[floa
         else:
             contract.inputs.append(_input(column, contract))
     if not contract.inputs:
-        reasons = "; ".join(f"{f.column} is {f.did}" for f in contract.findings if f.did.startswith("left out"))
+        reasons = "; ".join(f"{name} is {did}" for name, did, *_ in contract.findings if did.startswith("left out"))
         raise StepFailed(f"no column is left to predict {target.name!r} from ({reasons or 'there is no other'}); --keep one")
     return contract
 

@@ -42,19 +42,14 @@ def measure(connection: duckdb.DuckDBPyConnection, framing: Framing, data: Data,
         StepFailed: when a part of the split would hold no rows or not both labels.
     """
     open_events(connection, data, framing)
-    connection.execute(f"CREATE OR REPLACE TEMP VIEW sampled AS SELECT * FROM all_events {_sampling(connection)}")
-    connection.execute("CREATE OR REPLACE VIEW events AS SELECT * FROM sampled")
+    rows = connection.execute("SELECT count(*) FROM all_events").fetchall()[0][0]
+    connection.execute(f"CREATE OR REPLACE VIEW events AS SELECT * FROM all_events WHERE hash(row_id) % {rows // MOST_ROWS + 1} = 0")
     framing, rare = _without_rare(connection, framing, data, counts)
     train = "(SELECT events.* FROM events JOIN parts USING (row_id) WHERE part = 'train')"
     alone = measure_alone(connection, framing, train)
     fair = tuple(i for i in framing.inputs if alone[i.name] <= data.leak_limit) or framing.inputs
     kinds = _compare_kinds(connection, framing.model_copy(update={"inputs": fair}), model)
     return Measured(rare, alone, _baseline(connection, framing), kinds, *_repeated(connection, framing))
-
-
-def _sampling(connection: duckdb.DuckDBPyConnection) -> str:
-    rows = connection.execute("SELECT count(*) FROM all_events").fetchall()[0][0]
-    return f"WHERE hash(row_id) % {rows // MOST_ROWS + 1} = 0" if rows > MOST_ROWS else ""
 
 
 def _without_rare(connection: duckdb.DuckDBPyConnection, framing: Framing, data: Data, counts: Mapping[str, int]) -> tuple[Framing, dict[str, int]]:
@@ -71,9 +66,8 @@ def _without_rare(connection: duckdb.DuckDBPyConnection, framing: Framing, data:
             return framing, rare
         if framing.task == "binary":
             label, part = next(iter(thin.items()))
-            raise StepFailed(
-                f"{framing.target!r} is never {label} in the {part} part of the split by {data.split.by}; give more rows, or another --time"
-            )
+            where = f"in the {part} part of the split by {data.split.by}"
+            raise StepFailed(f"{framing.target!r} is never {label} {where}; give more rows, or another --time")
         rare |= {label: counts[label] for label in thin}
 
 
@@ -81,11 +75,8 @@ def _thin(connection: duckdb.DuckDBPyConnection, framing: Framing, labels: Seque
     """Labels that some part lacks, with the part; of a binary target, the positive one and the others."""
     target = f"{name(in_sql(framing).target)}::VARCHAR"
     if framing.task == "binary":
-        positive = as_text(framing.positive) or ""
-        target, labels = (
-            f"CASE WHEN {target} = {text(positive)} THEN {text(positive)} ELSE {text('not ' + positive)} END",
-            (positive, "not " + positive),
-        )
+        labels = (positive := as_text(framing.positive) or "", f"not {positive}")
+        target = f"CASE WHEN {target} = {text(positive)} THEN {text(positive)} ELSE {text(labels[1])} END"
     found = set(connection.execute(f"SELECT DISTINCT {target}, part FROM events JOIN parts USING (row_id)").fetchall())
     return {label: part for part in reversed(PARTS) for label in labels if (label, part) not in found}
 

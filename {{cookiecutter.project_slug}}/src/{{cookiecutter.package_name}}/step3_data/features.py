@@ -42,13 +42,16 @@ def run_query(connection: duckdb.DuckDBPyConnection, query: str, table: str) -> 
 
 def build(connection: duckdb.DuckDBPyConnection, framing: Framing, query: str) -> None:
     """Make the table `features`: one row per event, its history as of the event."""
-    keys = ", ".join(name(k) for k in (framing.entity, framing.time) if k)
-    connection.execute(f"CREATE OR REPLACE VIEW moments AS SELECT row_id{', ' + keys if keys else ''} FROM events")
+    connection.execute(f"CREATE OR REPLACE VIEW moments AS SELECT {_moment_columns(framing)} FROM events")
     run_query(connection, query, "features")
     have = {row[0] for row in connection.execute("DESCRIBE features").fetchall()}
     for field in inputs_of(framing, "history"):
         if field.name not in have:
             raise StepFailed(f"features.sql gives no column {field.name!r}, which framing.inputs takes from history; add it, or take it out there")
+
+
+def _moment_columns(framing: Framing) -> str:
+    return ", ".join(["row_id", *(name(k) for k in (framing.entity, framing.time) if k)])
 
 
 def check_point_in_time(connection: duckdb.DuckDBPyConnection, framing: Framing, query: str) -> Check:
@@ -64,11 +67,8 @@ def check_point_in_time(connection: duckdb.DuckDBPyConnection, framing: Framing,
     cuts = connection.execute(f"SELECT unnest(quantile_disc({time}, [q / {CUTS + 1}.0 FOR q IN range(1, {CUTS + 1})])) FROM events").fetchall()
     changed = 0
     for (cut,) in cuts:
-        keys = "".join(name(k) + ", " for k in (framing.entity, framing.time) if k)
-        connection.execute(
-            f"CREATE OR REPLACE TABLE kept AS SELECT row_id, {keys} FROM all_events WHERE {time} <= {text(cut)} "
-            f"ORDER BY {time} DESC, row_id LIMIT {ROWS_PER_CUT}"
-        )
+        latest = f"WHERE {time} <= {text(cut)} ORDER BY {time} DESC, row_id LIMIT {ROWS_PER_CUT}"
+        connection.execute(f"CREATE OR REPLACE TABLE kept AS SELECT {_moment_columns(framing)} FROM all_events {latest}")
         with as_known_at(connection, framing, cut):
             connection.execute("CREATE OR REPLACE VIEW moments AS SELECT * FROM kept")
             run_query(connection, query, "again")
@@ -120,10 +120,8 @@ def materialize(connection: duckdb.DuckDBPyConnection, framing: Framing, query: 
     columns = [i.name for i in inputs_of(framing, "history")]
     with as_known_at(connection, framing, as_of):
         now = f"{text(as_of)}::TIMESTAMP AS {time}"
-        connection.execute(
-            f"CREATE OR REPLACE TABLE entities AS SELECT min(row_id) AS row_id, {entity}, {now} FROM events "
-            f"WHERE {entity} IS NOT NULL GROUP BY {entity} UNION ALL SELECT -1, NULL, {now}"
-        )
+        known = f"SELECT min(row_id) AS row_id, {entity}, {now} FROM events WHERE {entity} IS NOT NULL GROUP BY {entity}"
+        connection.execute(f"CREATE OR REPLACE TABLE entities AS {known} UNION ALL SELECT -1, NULL, {now}")
         connection.execute("CREATE OR REPLACE VIEW moments AS SELECT * FROM entities")
         run_query(connection, query, "online")
         chosen = ", ".join(f"online.{name(c)}" for c in columns)

@@ -23,11 +23,8 @@ def data_page(connection: duckdb.DuckDBPyConnection, framing: Framing, counts: C
     """The report as HTML, from the view `prepared` (all rows with their part)."""
     rows = counts.train + counts.validation + counts.test
     called = {inside.name: field.name for inside, field in zip(in_sql(framing).inputs, framing.inputs, strict=True)}
-    sample = (
-        connection.sql(f"SELECT * EXCLUDE (row_id, part) FROM prepared USING SAMPLE reservoir({SAMPLE_ROWS} ROWS) REPEATABLE (0)")
-        .df()
-        .rename(columns=called)
-    )
+    some = f"SELECT * EXCLUDE (row_id, part) FROM prepared USING SAMPLE reservoir({SAMPLE_ROWS} ROWS) REPEATABLE (0)"
+    sample = connection.sql(some).df().rename(columns=called)
     figures = "SELECT column_name, min, max, approx_unique, null_percentage FROM (SUMMARIZE prepared)"
     summary = {called.get(row[0]): row for row in connection.sql(figures).fetchall()}
     columns = [(f.name, f.kind, f.origin, float(summary[f.name][4]) / 100, summary[f.name][3], _range(f, sample[f.name], summary[f.name]),
@@ -69,9 +66,8 @@ def _distributions(fields: Sequence[Input], sample: pd.DataFrame) -> str:
             panel.grid(visible=False)
     for panel in panels[len(fields) :]:
         panel.set_axis_off()
-    return figure(
-        drawing, f"Rows per bar in a sample of {len(sample):,}, numbers within their 1st and 99th percentile; the 8 most frequent other values."
-    )
+    shown = "numbers within their 1st and 99th percentile; the 8 most frequent other values"
+    return figure(drawing, f"Rows per bar in a sample of {len(sample):,}, {shown}.")
 
 
 def _target_figure(connection: duckdb.DuckDBPyConnection, framing: Framing) -> str:

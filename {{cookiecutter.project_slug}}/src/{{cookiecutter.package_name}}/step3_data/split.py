@@ -41,15 +41,12 @@ def assign(connection: duckdb.DuckDBPyConnection, framing: Framing, split: Split
     if framing.time and since:
         labelled += f" AND {name(framing.time)} >= {text(since)}::TIMESTAMP"
     part = _by_time(connection, framing, split, 0 if since else label_delay_days, labelled) if split.by == "time" else _by_hash(framing, split)
-    connection.execute(
-        f"CREATE OR REPLACE TABLE parts AS SELECT row_id, CASE WHEN {labelled} THEN {part} ELSE 'without label' END AS part FROM events"
-    )
+    part = f"CASE WHEN {labelled} THEN {part} ELSE 'without label' END"
+    connection.execute(f"CREATE OR REPLACE TABLE parts AS SELECT row_id, {part} AS part FROM events")
     found: dict[str, int] = dict(connection.execute("SELECT part, count(*) FROM parts GROUP BY part").fetchall())
-    for required in PARTS:
-        if not found.get(required):
-            raise StepFailed(
-                f"data: the {required} part of the split is empty ({found}); give more rows, or other shares in data.split of params.yaml"
-            )
+    if empty := [p for p in PARTS if not found.get(p)]:
+        mend = "give more rows, or other shares in data.split of params.yaml"
+        raise StepFailed(f"data: the {empty[0]} part of the split is empty ({found}); {mend}")
     return Counts(*(found.get(p, 0) for p in (*PARTS, "without label", "embargoed")))
 
 

@@ -203,10 +203,8 @@ def _csv(head: str, plain: Path) -> tuple[list[str], str, str]:
     names, separator, skip = _sniff(head)
     escape = "\\" if re.search(r'[^\\"]\\"[^,;\t|\n]', head) else '"'
     columns = {f"c{i}": "VARCHAR" for i in range(len(names))}
-    options = (
-        f"delim = {text(separator)}, quote = '\"', escape = {text(escape)}, new_line = '\\n', max_line_size = {LONGEST}, buffer_size = {LONGEST}"
-    )
-    select = f"SELECT * FROM read_csv({text(plain)}, auto_detect = false, header = true, skip = {skip}, {options}, columns = {columns})"
+    options = f"auto_detect = false, header = true, new_line = '\\n', max_line_size = {LONGEST}, buffer_size = {LONGEST}, columns = {columns}"
+    select = f"SELECT * FROM read_csv({text(plain)}, delim = {text(separator)}, quote = '\"', escape = {text(escape)}, skip = {skip}, {options})"
     return names, select, f"CSV, separator {separator!r}"
 
 
