@@ -240,6 +240,7 @@ def load_sections(params: Params, loads: Sequence[Load], fastest: Load) -> tuple
     panel.axvline(found["requests_per_second_per_replica"], color=GREY, linestyle=":")
     panel.legend()
     panel.set(yscale="log", xlabel="requests a second, evenly spaced; dotted: the highest that meets the requirements", ylabel="latency in ms")
+    panel.yaxis.set_major_formatter("{x:g}")
     header = ("rate", "answered a second", "p50 ms", "p99 ms", "failed")
     rows = [(load.rate_per_second, load.answered_per_second, load.percentile(50), load.percentile(99), load.failed) for load in ordered]
     rows.append((math.nan, fastest.answered_per_second, fastest.percentile(50), fastest.percentile(99), fastest.failed))

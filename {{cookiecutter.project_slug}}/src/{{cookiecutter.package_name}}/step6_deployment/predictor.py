@@ -186,8 +186,7 @@ class Predictor:
     def main_scores(self, scores: NDArray[Any]) -> list[float]:
         """One number per row: probability of the positive or of the chosen label, or the predicted number."""
         picked: NDArray[Any] = scores if scores.ndim == 1 else scores[:, 1] if self.framing.task == "binary" else scores.max(axis=1)
-        numbers: list[float] = picked.tolist()
-        return numbers
+        return list(picked.tolist())
 
     def moved_by(self, record: Mapping[str, Any]) -> list[dict[str, Any]]:
         """How far each input moves the score, largest first: the score minus that of the same record with this input's reference value.

@@ -135,7 +135,7 @@ class Problem(BaseModel):
 
 def describe(document: dict[str, Any], many: TypeAdapter[Any], one: TypeAdapter[Any], example: dict[str, Any], *, keys: bool) -> dict[str, Any]:
     """The framework's OpenAPI description of the other routes, with those that take a body."""
-    document = {**document, "paths": dict(document["paths"]), "components": {"schemas": {}}}
+    others, document = document["paths"], {**document, "paths": {}, "components": {"schemas": {}}}
 
     def put(name: str, adapter: TypeAdapter[Any]) -> dict[str, Any]:
         made = adapter.json_schema(ref_template="#/components/schemas/{model}")
@@ -156,6 +156,7 @@ def describe(document: dict[str, Any], many: TypeAdapter[Any], one: TypeAdapter[
             "responses": {str(status): {"description": "Answered", "content": {"application/json": {"schema": answer}}},
                           **{str(code): {"description": TITLES[code], **problem} for code in (408, 413, 415, 422, 500, 503)}},
         }}  # fmt: skip
+    document["paths"] |= others
     if keys:
         document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         for path, item in document["paths"].items():

@@ -302,12 +302,9 @@ class Service:
         self.metrics.model_seconds[role].observe(perf_counter() - start)
         low, high = self.settings.review or (1.0, 0.0)
         several = served.framing.task == "multiclass"
-        return [
-            Scored(
-                role, served, score, decision, low <= score < high, dict(zip(served.classes, map(float, raw[k]), strict=True)) if several else None
-            )
-            for k, (score, decision) in enumerate(zip(served.main_scores(raw), served.decisions(raw), strict=True))
-        ]
+        each = [dict(zip(served.classes, row, strict=True)) for row in raw.tolist()] if several else [None] * len(raw)
+        found = zip(served.main_scores(raw), served.decisions(raw), each, strict=True)
+        return [Scored(role, served, score, decision, low <= score < high, of_each) for score, decision, of_each in found]
 
     def _prediction(self, prediction_id: str, record: dict[str, Any], scored: Scored) -> dict[str, Any]:
         prediction: dict[str, Any] = {
