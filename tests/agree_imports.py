@@ -68,11 +68,12 @@ def names(tree: ast.Module) -> set[str]:
 
 
 def requirements(folder: Path) -> dict[str, set[str]]:
-    """Normalised names of what is declared: for serving (base), on top of that (extra), and for work on the project (dev)."""
+    """Normalised names of what is declared: for serving (base), on top of that (extra, and groups but dev), and for work on the project (dev)."""
     about = tomllib.loads(texts(folder)["pyproject.toml"])
     project, groups = about["project"], about.get("dependency-groups", {})
-    extras = [line for lines in project.get("optional-dependencies", {}).values() for line in lines]
-    dev = [line for lines in groups.values() for line in lines if isinstance(line, str)]
+    apart = [lines for group, lines in groups.items() if group != "dev"]
+    extras = [line for lines in (*project.get("optional-dependencies", {}).values(), *apart) for line in lines]
+    dev = [line for line in groups.get("dev", []) if isinstance(line, str)]
     return {"base": normalised(project["dependencies"]), "extra": normalised(extras), "dev": normalised(dev)}
 
 
