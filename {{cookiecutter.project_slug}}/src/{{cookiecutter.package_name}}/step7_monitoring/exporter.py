@@ -34,12 +34,10 @@ def metrics_text(params: Params, found: Look, lines: list[Line], now: datetime) 
     labels = Gauge("labels_rows", "Labels in the log by what is odd about them", ["kind"], registry=registry)
     for kind, count in found.labels.items():
         labels.labels(kind).set(count)
-    share = Gauge("labels_matured_ratio", "Share of the newest matured window's predictions that have a label", registry=registry)
-    share.set(float("nan") if found.labelled is None else found.labelled)
+    share = float("nan") if found.labelled is None else found.labelled
+    Gauge("labels_matured_ratio", "Share of the newest matured window's predictions that have a label", registry=registry).set(share)
     quality = Gauge("quality_units", "A metric on matured labels, in its own unit, with its interval", ["metric", "part"], registry=registry)
-    to_bound = Gauge(
-        "quality_to_bound_ratio", "How far a metric is above (better than) its bound, as a share of it", ["metric", "group"], registry=registry
-    )
+    to_bound = Gauge("quality_to_bound_ratio", "How much better than its bound a metric is, as a share", ["metric", "group"], registry=registry)
     breached = Gauge("quality_breached", "1 where the whole interval is on the wrong side of the bound", ["metric", "group"], registry=registry)
     for j in found.judged:
         for part, value in (("value", j.value), ("low", j.low), ("high", j.high)):
@@ -50,31 +48,21 @@ def metrics_text(params: Params, found: Look, lines: list[Line], now: datetime) 
     if found.estimate:
         guess.labels(found.estimate[0]).set(found.estimate[1])
     Gauge("window_confidence_ratio", "Mean probability of what was answered in the window", registry=registry).set(found.confidence)
-    importance = Gauge(
-        "importance_change_ratio", "An input's share of the permutation importance, less that in the reference", ["column"], registry=registry
-    )
+    importance = Gauge("importance_change_ratio", "An input's share of the importance, less that in the reference", ["column"], registry=registry)
     for column, (then, today) in found.importance.items():
         importance.labels(column).set(today - then)
     kpi, moved_by = params.requirements.kpi, {j.metric: j.value for j in found.judged}.get(params.requirements.kpi.moved_by.metric)
     business = Gauge("kpi_units", "The KPI in its own unit: baseline, target, and expected from matured labels", ["part"], registry=registry)
-    for part, value in (
-        ("baseline", kpi.baseline),
-        ("target", kpi.target),
-        ("expected", float("nan") if moved_by is None else kpi.expected(moved_by)),
-    ):
+    expected = float("nan") if moved_by is None else kpi.expected(moved_by)
+    for part, value in (("baseline", kpi.baseline), ("target", kpi.target), ("expected", expected)):
         business.labels(part).set(value)
-    short = Gauge(
-        "kpi_shortfall_ratio",
-        "What the expected KPI lacks of the way from baseline to target; above 1 it is worse than the baseline",
-        registry=registry,
-    )
-    short.set(float("nan") if moved_by is None else (kpi.target - kpi.expected(moved_by)) / (kpi.target - kpi.baseline))
+    lacks = "What the expected KPI lacks of the way from baseline to target; above 1 it is worse than the baseline"
+    Gauge("kpi_shortfall_ratio", lacks, registry=registry).set((kpi.target - expected) / (kpi.target - kpi.baseline))
     decisions = Gauge("loop_decisions_rows", "Lines of the audit log by decision", ["decision"], registry=registry)
-    for decision, count in Tally([*(line.decision for line in lines)]).items():
+    for decision, count in Tally(line.decision for line in lines).items():
         decisions.labels(decision).set(count)
-    trouble = Gauge("loop_last_outcome_bad", "1 when the newest retraining was not promoted", registry=registry)
-    ended = audit.last(lines, *audit.DONE)
-    trouble.set(bool(ended and ended.decision != "promoted"))
+    bad = bool((ended := audit.last(lines, *audit.DONE)) and ended.decision != "promoted")
+    Gauge("loop_last_outcome_bad", "1 when the newest retraining was not promoted", registry=registry).set(bad)
     came = audit.last(lines, "noticed", "promoted", "rolled_back")
     Gauge("model_age_seconds", "How long the champion has been serving", registry=registry).set((now - came.moment).total_seconds() if came else 0)
     Gauge("monitor_last_run_timestamp_seconds", "When the monitor last looked", registry=registry).set(_seconds(found.at))

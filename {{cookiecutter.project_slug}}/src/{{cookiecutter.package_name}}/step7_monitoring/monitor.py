@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Event, Thread
@@ -90,17 +91,15 @@ def look(params: Params, now: datetime) -> Look:
     predictor, settings, framing = Predictor(BUNDLE, ONLINE), params.monitoring, params.framing
     reference = pq.read_table(REFERENCE)
     since, mature = now - timedelta(hours=settings.window_hours), now - timedelta(days=params.requirements.label_delay_days)
-    log, mine = params.deployment.log.path, "model_version = ?"
-    window = read_window(log, framing, now, f"{mine} AND at > ?", predictor.version, iso(since))
-    matured = f"{mine} AND label IS NOT NULL AND label_at <= ? AND at <= ?"
+    log, where = params.deployment.log.path, "model_version = ? AND label IS NOT NULL AND label_at <= ? AND at <= ?"
+    window = read_window(log, framing, now, "model_version = ? AND at > ?", predictor.version, iso(since))
+    matured = partial(read_window, log, framing, now, where, predictor.version, iso(now), iso(mature))
     labels = count_labels(log, now, since, params.requirements.label_delay_days)
     newest = ask_log(log, "SELECT max(at) FROM predictions WHERE at <= ?", (iso(now),))[0][0]
     due = f"SELECT count(*), count(label) FROM {JOINED} WHERE at > ? AND at <= ?"
     answered, labelled = ask_log(log, due, (*[iso(now)] * 3, iso(mature - (now - since)), iso(mature)))[0]
     moved = compare(framing, settings.drift, columns_of(reference, reference.column_names), window.columns)
-    judged, importance, bad_since = _judge(
-        params, predictor, lambda newest: read_window(log, framing, now, matured, predictor.version, iso(now), iso(mature), newest=newest)
-    )
+    judged, importance, bad_since = _judge(params, predictor, matured)
     alarms = [("drift", f"{m.column} drifted: PSI {m.psi:.2f}", iso(since)) for m in sorted(moved, key=lambda m: -m.psi) if m.drifted]
     alarms += [("performance", _say(j), bad_since) for j in judged if j.breached]
     calm = not any(j.breached for j in judged) and all(m.psi < settings.drift.psi / 2 for m in moved) and len(window) >= settings.drift.min_rows
@@ -122,10 +121,10 @@ def publish(params: Params, found: Look, now: datetime) -> None:
         write_text(folder / "monitor.prom", metrics_text(params, found, lines, now))
 
 
-def _judge(params: Params, predictor: Predictor, read: Callable[[int], Window]) -> tuple[list[Judged], dict[str, tuple[float, float]], str]:
+def _judge(params: Params, predictor: Predictor, read: Callable[..., Window]) -> tuple[list[Judged], dict[str, tuple[float, float]], str]:
     """Quality on enough of the newest matured labels, each input's importance in the reference and now, and since when it is bad, if it is."""
     fewest, framing = params.monitoring.performance.labels, predictor.framing
-    matured = read(fewest)
+    matured = read(newest=fewest)
     answers, asked, _ = answers_in(predictor, matured)
     if len(matured) < fewest or len(answers.labels) < fewest / 2:  # some may be labels that nobody knows
         return [], {}, ""
@@ -137,7 +136,7 @@ def _judge(params: Params, predictor: Predictor, read: Callable[[int], Window]) 
     then, now = importances(predictor, columns, good), importances(predictor, asked, answers)
     judged, since = judge(params, predictor, answers), ""
     if any(j.breached for j in judged):
-        longer, _, at = answers_in(predictor, read(LOOK_BACK * fewest))
+        longer, _, at = answers_in(predictor, read(newest=LOOK_BACK * fewest))
         since = at[turned_bad(good, longer, len(answers.labels))]
     return judged, {name: (then[name], now[name]) for name in now}, since
 
@@ -147,9 +146,8 @@ def _note(found: Look, now: datetime) -> None:
     lines, at = audit.read(), iso(now)
     came = audit.last(lines, "noticed", "promoted", "rolled_back")
     if came is None or came.after != found.version:
-        lines.append(
-            audit.write(Line(at, "noticed", "champion", "a bundle that the monitor did not put there", came.after if came else None, found.version))
-        )
+        why = "a bundle that the monitor did not put there"
+        lines.append(audit.write(Line(at, "noticed", "champion", why, came.after if came else None, found.version)))
     alert = audit.open_alert(lines)
     causes = [a for a in found.alarms if a[0] in ("drift", "performance")]
     if causes and alert is None:
@@ -173,20 +171,8 @@ def _page(params: Params, found: Look, lines: list[Line]) -> str:
     panel.set_xlabel("population stability index; dashed: the limit")
     lead = f"{found.predictions:,} predictions of model {found.version} in the {params.monitoring.window_hours:g} hours up to {found.at[:16]}. "
     lead += "All is quiet." if not found.alarms else "; ".join(why for _, why, _ in found.alarms) + "."
-    rows = [
-        (
-            m.column,
-            m.psi,
-            m.test.replace("Kolmogorov-Smirnov", "KS"),
-            m.distance,
-            m.p_value,
-            m.wasserstein,
-            m.missing_before,
-            m.missing_now,
-            "yes" if m.drifted else "no",
-        )
-        for m in moved
-    ]
+    rows = [(m.column, m.psi, m.test.replace("Kolmogorov-Smirnov", "KS"), m.distance, m.p_value, m.wasserstein, m.missing_before, m.missing_now,
+             "yes" if m.drifted else "no") for m in moved]  # fmt: skip
     header = ("column", "PSI", "test", "distance", "p", "Wasserstein", "missing before", "missing now", "drifted")
     share = "none are due yet" if found.labelled is None else f"{found.labelled:.0%} of the predictions due in the newest matured window have theirs"
     quality = [paragraph(f"Labels: {', '.join(f'{n:,} {kind}' for kind, n in found.labels.items())}; {share}.".replace("_", " "))]
@@ -196,9 +182,8 @@ def _page(params: Params, found: Look, lines: list[Line]) -> str:
     else:
         quality.append(paragraph(f"Not measured: fewer than {params.monitoring.performance.labels:,} matured labels of this model."))
     if found.estimate:
-        quality.append(
-            paragraph(f"Estimate, not a measurement: {found.estimate[0]} of {found.estimate[1]:.4g} in this window, if the scores are calibrated.")
-        )
+        metric, value = found.estimate
+        quality.append(paragraph(f"Estimate, not a measurement: {metric} of {value:.4g} in this window, if the scores are calibrated."))
     importance = [(name, then, now) for name, (then, now) in sorted(found.importance.items(), key=lambda item: -item[1][1])]
     done = [(line.at[:16], line.decision.replace("_", " "), line.rule, line.before or "", line.after or "", line.why) for line in lines[::-1][:20]]
     return page(
@@ -241,9 +226,9 @@ def write_evidently(params: Params, now: datetime) -> Path:
     window = read_window(params.deployment.log.path, params.framing, now, "at > ?", iso(now - timedelta(hours=params.monitoring.window_hours)))
     if not len(window):
         raise StepFailed("monitor: no predictions in the window, so there is nothing for Evidently to compare")
+    sides = window.columns, columns_of(pq.read_table(REFERENCE), numbers + words)
     definition = DataDefinition(numerical_columns=numbers, categorical_columns=words)
-    old, new = columns_of(pq.read_table(REFERENCE), numbers + words), window.columns
-    data = [Dataset.from_pandas(pd.DataFrame({n: side[n] for n in numbers + words}), definition) for side in (new, old)]
+    data = [Dataset.from_pandas(pd.DataFrame({n: side[n] for n in numbers + words}), definition) for side in sides]
     Report([DataDriftPreset()]).run(*data).save_html(str(EVIDENTLY))
     return EVIDENTLY
 

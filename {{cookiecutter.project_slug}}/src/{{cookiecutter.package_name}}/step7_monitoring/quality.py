@@ -38,11 +38,8 @@ class Judged:
 def answers_in(predictor: Predictor, window: Window) -> tuple[Answers, dict[str, Any], list[str]]:
     """What was answered to the labelled predictions of a window, their inputs and moments; labels that the model cannot give are left out."""
     task, classes = predictor.framing.task, predictor.classes
-    rows = [
-        k
-        for k, label in enumerate(window.label)
-        if label is not None and (_number(label) is not None if not classes else task == "binary" or label in classes)
-    ]
+    rows = [k for k, label in enumerate(window.label) if label is not None
+            and (_number(label) is not None if not classes else task == "binary" or label in classes)]  # fmt: skip
     labels = encode_labels(predictor.framing, classes, [window.label[k] for k in rows])
     columns, at = {n: [window.columns[n][k] for k in rows] for n in predictor.names}, [window.at[k] for k in rows]
     if task == "multiclass" and rows:  # the log holds one score a row; the same model gives all of them again

@@ -116,9 +116,8 @@ def retrain(params: Params, trigger: Trigger, project: Project, now: datetime) -
                 raise
             return line
         shutil.rmtree(UNDO)
-        return audit.write(
-            replace(line, at=_later(now), decision="promoted", why=f"passed every gate, on {rows:,} rows of the log too", after=serving())
-        )
+        why = f"passed every gate, on {rows:,} rows of the log too"
+        return audit.write(replace(line, at=_later(now), decision="promoted", why=why, after=serving()))
 
 
 def rollback(project: Project, rule: str, why: str, now: datetime) -> Line:
@@ -153,8 +152,7 @@ def extend_raw(params: Params, now: datetime, since: str | None = None) -> tuple
     """
     raw, framing = Path(params.data.raw), params.framing
     query = f"SELECT prediction_id, inputs, label, label_at, at FROM {JOINED} ORDER BY at"
-    found = ask_log(params.deployment.log.path, query, [iso(now)] * 3)
-    columns = ["prediction_id", "inputs", "label", "label_at", "asked"]
+    found, columns = ask_log(params.deployment.log.path, query, [iso(now)] * 3), ["prediction_id", "inputs", "label", "label_at", "asked"]
     logged = pa.table({c: pa.array([r[k] for r in found], pa.string()) for k, c in enumerate(columns)})
     with closing(connect(params.data.memory_gb, SCRATCH)) as connection:
         connection.register("logged", logged)

@@ -59,7 +59,6 @@ class Told:
     lines: list[Line] = field(default_factory=list)
     with_loop: list[float] = field(default_factory=list)
     without: list[float] = field(default_factory=list)
-    behind_new_world: str = ""
     figures: dict[str, Any] = field(default_factory=dict)
 
     def day(self, line: Line) -> float:
@@ -171,12 +170,10 @@ def _write_history(params: Params, path: Path, start: datetime) -> None:
     events, framing = pq.read_table("world/events.parquet"), params.framing
     moment = events.column(framing.time)
     events = events.filter(pc.less(moment, pa.scalar(start, moment.type)))
-    for column in filter(None, (framing.target, framing.label_time)):
-        if framing.label_time:
-            arrived = pc.less(pq.read_table("world/events.parquet").column(framing.label_time), pa.scalar(start, moment.type)).slice(
-                0, events.num_rows
-            )
-            kept = pc.if_else(pc.fill_null(arrived, False), events.column(column), pa.scalar(None, events.column(column).type))
+    if framing.label_time:
+        arrived = pc.fill_null(pc.less(events.column(framing.label_time), pa.scalar(start, moment.type)), False)
+        for column in (framing.target, framing.label_time):
+            kept = pc.if_else(arrived, events.column(column), pa.scalar(None, events.column(column).type))
             events = events.set_column(events.column_names.index(column), column, kept)
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(events, path)

@@ -71,7 +71,7 @@ def read_window(log: str, framing: Framing, now: datetime, where: str, *values: 
     with closing(duckdb.connect()) as connection:
         connection.execute("SET threads = 1")
         table = connection.sql(f"SELECT {chosen} FROM logged").to_arrow_table()
-    columns = {n: table.column(k).to_numpy(zero_copy_only=False) if _numeric(kinds.get(n, "date")) else table.column(k).to_pylist()
+    columns = {n: table.column(k).to_numpy(zero_copy_only=False) if kinds.get(n, "date") in ("number", "date") else table.column(k).to_pylist()
                for k, n in enumerate(names)}  # fmt: skip
     return Window(columns | {SCORE: scores}, at, decisions, labels, of)
 
@@ -129,7 +129,3 @@ def iso(moment: datetime) -> str:
 
 def _coded(values: tuple[Any, ...] | None) -> bool:
     return any(isinstance(v, int | float) and not isinstance(v, bool) for v in values or ())
-
-
-def _numeric(kind: str) -> bool:
-    return kind in ("number", "date")
