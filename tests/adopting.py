@@ -15,6 +15,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from conftest import OPTIONS
 from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
@@ -108,7 +109,7 @@ class Project:
 @contextlib.contextmanager
 def imported(bake_into: Callable[..., Path], where: Path, *, full: bool = False) -> Iterator[Project]:
     """A bake whose package can be imported and whose folder is the current one; unless `full`, models are small and pictures not drawn."""
-    folder = bake_into(where, project_name="Adopted", package_name=PACKAGE, tracking="files")
+    folder = bake_into(where, project_name="Adopted", package_name=PACKAGE, tracking=OPTIONS["tracking"][-1])
     if not full:
         quick(folder / "params.yaml")
     with pytest.MonkeyPatch.context() as patch:

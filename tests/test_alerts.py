@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 import pytest
 import yaml
+from conftest import OPTIONS
 from forked import package_of
 
-SYSTEMS = ("fraud_detection", "house_prices", "support_routing")
+SYSTEMS = OPTIONS["system"]
 OK, FAILED = 'predict_requests_total{outcome="ok"}', 'predict_requests_total{outcome="failed"}'
 
 

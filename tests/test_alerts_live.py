@@ -22,9 +22,10 @@ from typing import Any
 
 import pytest
 import yaml
+from conftest import ON_FRAUD
 from forked import package_of, verb
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, ON_FRAUD]
 WINDOWS = {"5m": "10s", "30m": "14s", "1h": "20s", "6h": "20s", "3d": "24s", "10m": "10s"}  # of the rules, so that seconds are enough
 PATIENCE_SECONDS = 180
 ROWS = 12_000

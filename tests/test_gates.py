@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import files_of
+from conftest import ON_FRAUD, files_of
 from filelock import FileLock
 from forked import Done, package_of, verb
 
@@ -37,7 +37,7 @@ STEPS = {
     "deployment": "6-deployment",
     "monitoring": "7-monitoring",
 }
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, ON_FRAUD]
 RAW, PREPARED, BUNDLE, SQL = Path("data/raw/events.parquet"), Path("data/prepared"), Path("models/bundle"), "step3_data/features.sql"
 
 #: The matrix's columns, in the order in which a fault meets them: the step and its check; "" is the reading of params.yaml.

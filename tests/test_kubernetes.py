@@ -1,5 +1,6 @@
 """Each overlay as `kubectl apply -k` would send it: whole, valid, and its parts find each other."""
 
+import runpy
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,8 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import OPTIONS, Bake
+from conftest import OPTIONS, ROOT, Bake
+from lint import PROJECT
 
 pytestmark = pytest.mark.skipif("kubernetes" not in OPTIONS["deployment"], reason="deployment has no choice kubernetes here")
 
@@ -98,3 +100,20 @@ def test_what_is_lost_is_caught(file: str, old: str, new: str, said: str, manife
     assert old in text
     (copy / "base" / file).write_text(text.replace(old, new))
     assert any(said in line for line in lost(build(copy / "overlays" / "staging")))
+
+
+@pytest.mark.parametrize(
+    ("per_replica", "now", "required", "most", "expected"),
+    [
+        (2500, 23, 1000, 10, (2, 4)),
+        (100, 23, 1000, 20, (2, 17)),
+        (100, 200, 1000, 40, (7, 34)),
+        (1000, 2400, 3000, 41, (8, 40)),
+        (500, 20, 500, 3, (2, 3)),
+    ],
+)
+def test_the_autoscalers_bounds_follow_from_the_rates(per_replica: float, now: float, required: float, most: int, expected: tuple[int, int]) -> None:
+    script = runpy.run_path(str(ROOT / PROJECT / "deploy" / "to" / "kubernetes" / "from_requirements.py"))
+    assert script["bounds"](per_replica, now, required, most) == expected
+    with pytest.raises(ValueError, match=r"replicas are needed, but deployment\.max_replicas is 1"):
+        script["bounds"](per_replica, now, 10 * required, 1)

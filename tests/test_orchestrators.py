@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import OPTIONS, ROOT
 from environments import environment
 from lint import PROJECT
 from test_combinations import SHRUNK
 
 pytestmark = [pytest.mark.slow, pytest.mark.all]
-CHOICES = [choice for choice in json.loads((ROOT / "cookiecutter.json").read_text(encoding="utf-8"))["orchestrator"] if choice != "none"]
+CHOICES = [choice for choice in OPTIONS["orchestrator"] if choice != "none"]
 STAGES = ["requirements", "framing", "data", "model", "evaluation", "deployment", "monitoring"]
 # What each says about its flow, as JSON: edges, retries, schedule.
 ASK = {
@@ -46,7 +46,7 @@ RUN = {
 @pytest.fixture
 def project(bake_into: Callable[..., Path], tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     """A project with its sample data, small, and not yet run."""
-    folder = bake_into(tmp_path, orchestrator=request.param, tracking="files", project_name="Flow Test")
+    folder = bake_into(tmp_path, orchestrator=request.param, tracking=OPTIONS["tracking"][-1], project_name="Flow Test")
     text = (folder / "params.yaml").read_text(encoding="utf-8")
     for old, new in SHRUNK.items():
         text = re.sub(old, new, text)

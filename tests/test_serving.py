@@ -21,12 +21,13 @@ from typing import Any
 
 import pytest
 import serving
+from conftest import ON_FRAUD
 from filelock import FileLock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from serving import Service
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, ON_FRAUD]
 
 
 @pytest.fixture(scope="session")

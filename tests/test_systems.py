@@ -5,11 +5,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 
 import pytest
+from conftest import OPTIONS
 
-SYSTEMS = {"fraud_detection": "mlflow", "house_prices": "files", "support_routing": "mlflow"}  # each tracking at least once
+SYSTEMS = dict(zip(OPTIONS["system"], cycle((OPTIONS["tracking"][0], OPTIONS["tracking"][-1])), strict=False))
 pytestmark = pytest.mark.slow
 
 
