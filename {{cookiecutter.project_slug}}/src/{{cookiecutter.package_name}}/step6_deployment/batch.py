@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -37,9 +38,9 @@ def score_file(predictor: Predictor, source: Path, target: Path) -> int:
     parts = target.with_name(target.name + ".parts")
     try:
         _resume(parts, [str(source.absolute()), source.stat().st_size, source.stat().st_mtime_ns, predictor.stamp, BATCH])
-        rows = _score_parts(predictor, source, parts)
+        rows, scored = _score_parts(predictor, source, parts)
         if rows:
-            _join(parts, target)
+            _join(scored, parts / f"joined{target.suffix}", target)
         shutil.rmtree(parts)
     except (pa.ArrowException, OSError) as error:
         raise StepFailed(f"score: {source}: {error}") from None
@@ -59,12 +60,12 @@ def _resume(parts: Path, asked: list[Any]) -> None:
         write_text(stamp, json.dumps(asked))
 
 
-def _score_parts(predictor: Predictor, source: Path, parts: Path) -> int:
-    """Columns are read as the contract says and not as they look: "007" stays a text, a duration is a number."""
-    rows, said = 0, monotonic()
+def _score_parts(predictor: Predictor, source: Path, parts: Path) -> tuple[int, list[Path]]:
+    """The rows scored, and where; columns are read as the contract says and not as they look: "007" stays a text, a duration is a number."""
+    rows, said, found = 0, monotonic(), list[Path]()
     with tempfile.TemporaryDirectory() as folder:
-        for number, (table, total) in enumerate(read_as_contract(predictor.framing, source, Path(folder), BATCH)):
-            part = parts / f"{number:06}.arrow"
+        for table, total in read_as_contract(predictor.framing, source, Path(folder), BATCH):
+            found.append(part := parts / f"{rows}-{rows + table.num_rows}.arrow")  # so a part of an earlier call holds these very rows
             if not part.exists():
                 scored = _score(predictor, table, source)
                 with pa.OSFile(str(part.with_suffix(".new")), "wb") as sink, pa.ipc.new_file(sink, scored.schema) as writer:
@@ -74,13 +75,13 @@ def _score_parts(predictor: Predictor, source: Path, parts: Path) -> int:
             if monotonic() - said > SAY_EVERY_SECONDS or rows == total:
                 log.info("score: %s of %s rows", f"{rows:,}", f"{total:,}")
                 said = monotonic()
-    return rows
+    return rows, found
 
 
-def _join(parts: Path, target: Path) -> None:
-    partial, writer = parts / f"joined{target.suffix}", None
+def _join(parts: Sequence[Path], partial: Path, target: Path) -> None:
+    writer = None
     try:
-        for part in sorted(parts.glob("*.arrow")):
+        for part in parts:
             with pa.OSFile(str(part)) as file:
                 table = pa.ipc.open_file(file).read_all()
                 writer = writer or (pc_csv.CSVWriter(partial, table.schema) if target.suffix == ".csv" else pq.ParquetWriter(partial, table.schema))
