@@ -57,11 +57,13 @@ async def answer(request: Request):
     return Response(b'{"predictions": [{"score": 0.5}]}', media_type="application/json")
 """
 MLFLOW = """
-import mlflow, sys
+import json, mlflow, sys
+import pandas as pd
 from pathlib import Path
-from PACKAGE.step4_model.train import read
+samples = pd.DataFrame(json.loads(Path("models/bundle/manifest.json").read_text())["samples"])
+signature = mlflow.models.infer_signature(samples)  # as its guide advises: without one it would validate nothing
 mlflow.set_tracking_uri("sqlite:///bench.db")
-mlflow.pyfunc.save_model("bench_model", python_model=__import__("served").Model(), pip_requirements=[])
+mlflow.pyfunc.save_model("bench_model", python_model=__import__("served").Model(), signature=signature, pip_requirements=[])
 """
 MODEL = """
 import mlflow, pandas as pd

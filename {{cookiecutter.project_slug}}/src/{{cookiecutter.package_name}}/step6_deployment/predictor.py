@@ -129,6 +129,7 @@ class Predictor:
         self.framing = Framing.model_validate(self.manifest["framing"])
         self.history = [i.name for i in inputs_of(self.framing, "history")]
         self.names, self.encode = columns_read(self.framing), Encoder(self.framing)
+        self.lacking: dict[str, Any] = dict.fromkeys(self.names)
         self.dates = [n for n in self.names if n == self.framing.time or n in {i.name for i in of_kind(self.framing.inputs, "date")}]
         self.classes: list[str] = self.manifest["classes"]
         self.threshold: float | None = self.manifest["threshold"]
@@ -163,9 +164,10 @@ class Predictor:
                 for name in self.history:
                     record.setdefault(name, known.get(name))
 
-    def columns_from(self, records: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    def columns_from(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Sequence[Any]]:
         """Records turned into the columns that the model reads; what a record lacks is None, and dates may be ISO text."""
-        columns = {name: [record.get(name) for record in records] for name in self.names}
+        rows = [{**self.lacking, **record}.values() for record in records]  # in the order of the names, and what else a record holds after them
+        columns: dict[str, Sequence[Any]] = dict(zip(self.names, zip(*rows, strict=False), strict=False))
         for name in self.dates:
             columns[name] = [datetime.fromisoformat(v) if isinstance(v, str) else v for v in columns[name]]
         return columns
