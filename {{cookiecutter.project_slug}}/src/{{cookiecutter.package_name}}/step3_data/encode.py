@@ -103,7 +103,7 @@ def _texts(field: Input, values: Sequence[Any]) -> list[str]:
     return [_category(v) for v in values] if field.kind == "category" else [words_of(as_text(v) or "") for v in values]
 
 
-@lru_cache(maxsize=10_000, typed=True)  # the same few come again with every request; typed, because 1 equals True
+@lru_cache(maxsize=1_000, typed=True)  # the same few come again with every request; few, since strangers send them; typed, since 1 equals True
 def _category(value: Any) -> str:
     text = as_text(value)
     return MISSING if text is None else WHOLE.sub(r"\1", text) if text.endswith(".0") else text
