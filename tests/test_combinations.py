@@ -108,6 +108,35 @@ def test_a_project_installs_itself_from_nothing(answers: Mapping[str, str], prep
     assert answer_of(image, project.name.replace("-", "_")).keys() == {"model_version", "fallback", "predictions"}
 
 
+@pytest.mark.slow
+@pytest.mark.all
+@pytest.mark.parametrize("end", ["oldest packages", "newest Python"])
+def test_a_project_works_at_the_ends_of_what_it_admits(end: str, prepared: Callable[[Mapping[str, str]], Path]) -> None:
+    """With every requirement at its lower bound, and on the newest Python that is here; nothing that was installed is of another age."""
+    if end == "oldest packages":
+        chosen = {"UV_RESOLUTION": "lowest-direct"}
+    elif found := newest_python():
+        chosen = {"UV_PYTHON": found}
+    else:
+        pytest.skip("there is no newer Python here than the one that runs this, so a newer one was NOT tried")
+    project = prepared({})
+    work(project, "run", "test", UV_LINK_MODE="copy", PYTHONPATH="", **chosen)
+    look = "import fastapi, sys; print(fastapi.__version__, sys.version_info.minor)"
+    version, minor = subprocess.check_output([project / ".venv/bin/python", "-c", look], text=True).split()
+    floor = re.findall(r'"fastapi>=([\d.]+)"', (project / "pyproject.toml").read_text(encoding="utf-8"))[0]
+    assert version.startswith(floor) if end == "oldest packages" else int(minor) > sys.version_info.minor
+
+
+def newest_python() -> str | None:
+    """The newest Python on PATH or among pyenv's, if it is newer than the one that runs this."""
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    for minor in range(20, sys.version_info.minor, -1):
+        for program in (shutil.which(f"python3.{minor}"), *pyenv.glob(f"3.{minor}.*/bin/python")):
+            if program and subprocess.run([program, "-c", ""], capture_output=True, check=False).returncode == 0:  # a shim may stand for nothing
+                return str(program)
+    return None
+
+
 def image_of(project: Path, folder: Path) -> Path:
     """The folder that deploy/Dockerfile makes: the package installed with what serving needs, and beside it what .dockerignore lets in."""
     app, venv = folder / "image" / "app", folder / "image" / "venv"
