@@ -23,8 +23,8 @@ def take_out(root: Path, choices: Iterable[Choice]) -> None:
     for option, choice in choices:
         text = questions.read_text(encoding="utf-8")
         words = json.loads(text).get(option)
-        if not isinstance(words, list) or choice not in words or len(words) == 1:
-            raise ValueError(f"{option}={choice} cannot go; the choices of {option} are {words}: name one of several as OPTION=CHOICE")
+        if option.startswith("_") or not isinstance(words, list) or choice not in words or len(words) == 1:
+            raise ValueError(f"{option}={choice} cannot go: name one of several choices of an option; cookiecutter.json has {option}: {words}")
         left = json.dumps([word for word in words if word != choice], ensure_ascii=False)
         head, _, tail = re.split(rf'(?<="{option}": )(\[.*?\])', text, maxsplit=1, flags=re.DOTALL)
         questions.write_text(head + left + tail, encoding="utf-8")
@@ -41,7 +41,7 @@ def files_of_choice(root: Path, option: str, choice: str) -> list[str]:
 
 
 def narrowed(folder: Path, choices: Iterable[Choice]) -> Path:
-    """A copy of this repository without the choices, in a git repository of its own, with this one's environment."""
+    """A copy of this repository without the choices, in a git repository of its own."""
     copy_committed(folder)
     take_out(folder, choices)
     subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)

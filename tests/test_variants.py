@@ -187,6 +187,7 @@ LANGUAGE_FAULTS = [
     ("promtool", "deploy/prometheus.yml", "scrape_configs: [{name: a}]\n"),
     ("amtool", "deploy/alertmanager.yml", "route: {receiver: nobody}\n"),
     ("actionlint", ".github/workflows/a.yml", "on: push\njobs: {a: {runs-on: ubuntu-24.04, if: github.nobody, steps: [{run: ls}]}}\n"),
+    ("actionlint", ".github/workflows/a.yml", "on: push\njobs: {a: {runs-on: ubuntu-24.04, steps: [{run: cat $GITHUB_SHA}]}}\n"),
     ("zizmor", ".github/workflows/a.yml", "on: pull_request_target\njobs: {a: {runs-on: ubuntu-24.04, steps: [{uses: actions/checkout@v4}]}}\n"),
     ("vendor.github-workflows", ".github/workflows/a.yml", "on: push\njobs: {a: {run-on: ubuntu-24.04}}\n"),
     ("vendor.gitlab-ci", ".gitlab-ci.yml", "a: {scripts: [ls]}\n"),
@@ -345,7 +346,7 @@ def several(option: str) -> Any:
     return pytest.param(option, marks=few)
 
 
-@pytest.mark.parametrize("option", map(several, OPTIONS))
+@pytest.mark.parametrize("option", [several(option) for option in OPTIONS])
 def test_removing_a_choice_needs_no_other_edit(option: str, copy: Path, tmp_path: Path) -> None:
     """The default one, which more depends on: its word and its files go, and every static check stays green."""
     take_out(copy, [(option, OPTIONS[option][0])])
