@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from agree_traffic import ports_agree
 from conftest import OPTIONS, ROOT, Bake
 from lint import PROJECT
 
@@ -100,6 +101,18 @@ def test_what_is_lost_is_caught(file: str, old: str, new: str, said: str, manife
     assert old in text
     (copy / "base" / file).write_text(text.replace(old, new))
     assert any(said in line for line in lost(build(copy / "overlays" / "staging")))
+
+
+@pytest.mark.parametrize(
+    ("file", "old"), [("service.yaml", "containerPort: 8080"), ("service.yaml", "port: 8080, t"), ("network.yaml", "port: 8080")]
+)
+def test_a_port_that_is_not_the_services_is_caught(file: str, old: str, manifests: Path, tmp_path: Path) -> None:
+    project = Path(shutil.copytree(manifests.parents[1], tmp_path / "project"))
+    path = project / "deploy" / "kubernetes" / "base" / file
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, old.replace("8080", "9999")))
+    assert [c for c in ports_agree(project) if c.startswith(f"deploy/kubernetes/base/{file}: the service is spoken to at 9999")]
+    assert ports_agree(manifests.parents[1]) == []
 
 
 @pytest.mark.parametrize(

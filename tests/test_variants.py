@@ -235,6 +235,7 @@ AGREEMENT_FAULTS = [
     ("links_are_alive", "README.md", END, "\n[there](missing.md)\n"),
     ("links_are_alive", "README.md", END, "\n[there](#missing)\n"),
     ("ports_agree", "params.yaml", r"^  port: \d+", "  port: 9999"),
+    ("ports_agree", ".devcontainer/devcontainer.json", r'"forwardPorts": \[\d+', '"forwardPorts": [9999'),
     ("ports_agree", "README.md", END, "Open http://localhost:9999\n"),
     ("metrics_agree", "src/*/step6_deployment/service.py", r'"predict_requests"', '"predict_calls"'),
     ("metrics_agree", "src/*/step7_monitoring/alerts.yml", r"\bup\{", "alive{"),
