@@ -224,6 +224,7 @@ AGREEMENT_FAULTS = [
     ("nothing_declared_is_unused", "pyproject.toml", r"^dev = \[", 'dev = [\n    "types-requests>=2",'),
     ("targets_exist", "README.md", END, "Type `make fly`.\n"),
     ("targets_exist", "README.md", END, "```\nmake fly\n```\n"),
+    ("targets_exist", ".devcontainer/devcontainer.json", "make setup", "make fly"),
     ("verbs_exist", "README.md", END, "`python -m PACKAGE fly`\n"),
     ("verbs_exist", "README.md", END, "`python -m PACKAGE serve --fast`\n"),
     ("stages_agree", "dvc.yaml", r"params\.py$", "settings.py"),
