@@ -17,6 +17,7 @@ from lint import PROJECT
 pytestmark = pytest.mark.skipif("kubernetes" not in OPTIONS["deployment"], reason="deployment has no choice kubernetes here")
 
 Overlay = list[dict[str, Any]]
+NEEDED = ("Deployment", "Service", "HorizontalPodAutoscaler", "PodDisruptionBudget", "NetworkPolicy", "ServiceMonitor")
 OPERATORS = ("ServiceMonitor", "PrometheusRule")  # kinds of the Prometheus operator, which Kubernetes' own schemas do not know
 
 
@@ -85,6 +86,19 @@ def test_an_overlay_is_valid(overlay: Overlay, tmp_path: Path) -> None:
 def test_everything_in_an_overlay_finds_what_it_names(overlay: Overlay) -> None:
     assert lost(overlay) == []
     assert len({part["metadata"]["namespace"] for part in overlay}) == 1
+
+
+def test_all_that_a_service_needs_is_there(manifests: Path) -> None:
+    """Every pod without root and without a file system to write to, the service's with every probe."""
+    base = [part for file in (manifests / "base").glob("*.yaml") for part in yaml.safe_load_all(file.read_text(encoding="utf-8"))]
+    kinds = {f"{part['kind']} {part['metadata']['name']}" for part in base if part["kind"] != "Kustomization"}
+    assert kinds >= {f"{kind} predictions" for kind in NEEDED} | {"CronJob monitor"}
+    for name, template in pods(base):
+        assert template["spec"]["securityContext"]["runAsNonRoot"], name
+        for container in template["spec"]["containers"]:
+            assert container["securityContext"]["readOnlyRootFilesystem"], name
+            assert container["resources"].keys() == {"requests", "limits"}, name
+            assert name != "Deployment predictions" or container.keys() >= {"startupProbe", "readinessProbe", "livenessProbe"}
 
 
 @pytest.mark.parametrize(
