@@ -22,8 +22,10 @@ def targets_exist(folder: Path) -> list[str]:
 
 
 def told(file: str, text: str) -> list[str]:
-    """The targets in `make x`, and in Markdown where a code block's line begins with make."""
+    """The targets in `make x`, in what CI and the devcontainer run, and in Markdown where a code block's line begins with make."""
     found = re.findall(r"`make ([a-z][\w-]*)", text)
+    if file.endswith((".yml", "devcontainer.json")):
+        found += re.findall(r"""^\s*(?:- |run: |- run: |.*[":] *"?)make ([a-z][\w-]*)""", text, re.MULTILINE)
     for block in re.findall(r"^```.*?^```", text, re.MULTILINE | re.DOTALL) if file.endswith(".md") else []:
         found += re.findall(r"^\s*(?:\$ )?make ([a-z][\w-]*)", block, re.MULTILINE)
     return found

@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,10 +38,19 @@ def spoken_to(folder: Path, file: str, text: str) -> set[tuple[str, str]]:
     found |= {(OURS, port) for port in re.findall(r"(?:^EXPOSE |DEPLOYMENT__PORT[=: \"]+)(\d+)", text, re.MULTILINE)}
     if file == "params.yaml":
         found.add((OURS, str(read_yaml(text)["deployment"]["port"])))
+    if file.startswith("deploy/kubernetes/base/"):
+        found |= {(OURS, port) for port in in_cluster(text) - in_cluster(texts(folder)["deploy/kubernetes/base/monitor.yaml"])}
+    if file.endswith("devcontainer.json"):
+        found |= {(OURS, str(port)) for port in json.loads(text)["forwardPorts"]}
     if COMPOSE.search(file):
         found |= {(name, port.split(":")[-1]) for name, port in mapped(folder)}
         found |= {(OURS, port.split(":")[-2]) for name, port in mapped(folder) if built(folder, name)}
     return {(OURS if host in services(folder) and built(folder, host) else host, port) for host, port in found}
+
+
+def in_cluster(text: str) -> set[str]:
+    """Ports that containers and services open, and to which a policy lets others in."""
+    return set(re.findall(r"\b(?:containerPort|port): (\d{2,5})\b", text.partition("\n  egress:")[0]))
 
 
 def services(folder: Path) -> dict[str, Any]:

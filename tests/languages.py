@@ -4,6 +4,7 @@ A check takes a shelf, which is a folder of numbered boxes shaped like the gener
 complaints. Box k holds the k-th distinct output of each file.
 """
 
+import os
 import re
 import shutil
 import subprocess
@@ -33,7 +34,8 @@ class Tool:
 
     def __call__(self, shelf: Path) -> list[str]:
         files = [str(path) for path in sorted(shelf.glob(f"*/{self.files}"))]
-        return run([str(self.program()), *self.command.split()[1:], *files], shelf) if files else []
+        beside = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # actionlint calls shellcheck where it finds it
+        return run([str(self.program()), *self.command.split()[1:], *files], shelf, **{**os.environ, "PATH": beside}) if files else []
 
     def program(self) -> str | None:
         """Where it is: beside this Python, on the path, or nowhere."""

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import lint
 import pytest
-from conftest import files_of
+from conftest import OPTIONS, files_of
 from cookiecutter.exceptions import FailedHookException, UndefinedVariableInTemplate
 from cookiecutter.generate import generate_context
 from cookiecutter.prompt import prompt_for_config
@@ -129,7 +129,8 @@ def assert_carried(project: Path, project_name: str, description: str, author: s
     assert about["description"] == description
     assert [person["name"] for person in about["authors"]] == [author]
     assert project_name in (project / "README.md").read_text(encoding="utf-8")
-    assert author in (project / "LICENSE").read_text(encoding="utf-8")
+    if OPTIONS["license"][0] != "Apache-2.0":  # its text is word for word, and names nobody
+        assert author in (project / "LICENSE").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("text", [*NASTY, "x" * 200, " ".join(NASTY)[:200]], ids=lambda text: ascii(text)[:20])

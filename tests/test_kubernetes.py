@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 import yaml
+from agree_traffic import ports_agree
 from conftest import OPTIONS, ROOT, Bake
 from lint import PROJECT
 
 pytestmark = pytest.mark.skipif("kubernetes" not in OPTIONS["deployment"], reason="deployment has no choice kubernetes here")
 
 Overlay = list[dict[str, Any]]
+NEEDED = ("Deployment", "Service", "HorizontalPodAutoscaler", "PodDisruptionBudget", "NetworkPolicy", "ServiceMonitor")
 OPERATORS = ("ServiceMonitor", "PrometheusRule")  # kinds of the Prometheus operator, which Kubernetes' own schemas do not know
 
 
@@ -86,6 +88,19 @@ def test_everything_in_an_overlay_finds_what_it_names(overlay: Overlay) -> None:
     assert len({part["metadata"]["namespace"] for part in overlay}) == 1
 
 
+def test_all_that_a_service_needs_is_there(manifests: Path) -> None:
+    """Every pod without root and without a file system to write to, the service's with every probe."""
+    base = [part for file in (manifests / "base").glob("*.yaml") for part in yaml.safe_load_all(file.read_text(encoding="utf-8"))]
+    kinds = {f"{part['kind']} {part['metadata']['name']}" for part in base if part["kind"] != "Kustomization"}
+    assert kinds >= {f"{kind} predictions" for kind in NEEDED} | {"CronJob monitor"}
+    for name, template in pods(base):
+        assert template["spec"]["securityContext"]["runAsNonRoot"], name
+        for container in template["spec"]["containers"]:
+            assert container["securityContext"]["readOnlyRootFilesystem"], name
+            assert container["resources"].keys() == {"requests", "limits"}, name
+            assert name != "Deployment predictions" or container.keys() >= {"startupProbe", "readinessProbe", "livenessProbe"}
+
+
 @pytest.mark.parametrize(
     ("file", "old", "new", "said"),
     [
@@ -100,6 +115,18 @@ def test_what_is_lost_is_caught(file: str, old: str, new: str, said: str, manife
     assert old in text
     (copy / "base" / file).write_text(text.replace(old, new))
     assert any(said in line for line in lost(build(copy / "overlays" / "staging")))
+
+
+@pytest.mark.parametrize(
+    ("file", "old"), [("service.yaml", "containerPort: 8080"), ("service.yaml", "port: 8080, t"), ("network.yaml", "port: 8080")]
+)
+def test_a_port_that_is_not_the_services_is_caught(file: str, old: str, manifests: Path, tmp_path: Path) -> None:
+    project = Path(shutil.copytree(manifests.parents[1], tmp_path / "project"))
+    path = project / "deploy" / "kubernetes" / "base" / file
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, old.replace("8080", "9999")))
+    assert [c for c in ports_agree(project) if c.startswith(f"deploy/kubernetes/base/{file}: the service is spoken to at 9999")]
+    assert ports_agree(manifests.parents[1]) == []
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from itertools import cycle
 from pathlib import Path
 
+import lint
 import pytest
 from conftest import OPTIONS
 
@@ -70,6 +71,11 @@ assert [a["score"] for a in answers] == scored.column("score").to_pylist()[: len
 print(len(answers), "equal")
 """
     assert "20 equal" in run(project, sys.executable, "-c", code)
+
+
+def test_windows_takes_every_file_name(project: Path) -> None:
+    """Also of what running made: reports, registry, DVC's cache."""
+    assert lint.names_that_windows_takes(project) == []
 
 
 def test_the_project_stays_small_enough_to_read(project: Path) -> None:

@@ -8,7 +8,6 @@ says what stays and where it goes, so the result is what a bake leaves on disk (
 """
 
 import functools
-import json
 import math
 import re
 import runpy
@@ -195,17 +194,6 @@ def of_a_removed_choice(template: Template, name: str, existing: set[str]) -> bo
 def with_table(page: str, rows: str) -> str:
     head, _, rest = page.partition(BEGIN)
     return f"{head}{BEGIN}\n\n{rows}\n\n{END}{rest.partition(END)[2]}"
-
-
-def without_choice(root: Path, option: str, choice: str) -> None:
-    """What a platform group does that narrows the template: the choice's word and its files go, and nothing else."""
-    template = Template(root)
-    row = next(row for row in template.hook.OPTIONS if row.answer == option)
-    for name in template.hook.places(row, {"package_name": lint.PACKAGE, option: choice}, template.sources):
-        (root / lint.PROJECT / name).unlink()
-    questions = json.loads((root / "cookiecutter.json").read_text(encoding="utf-8"))
-    questions[option].remove(choice)
-    (root / "cookiecutter.json").write_text(json.dumps(questions, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def main() -> None:
