@@ -1,5 +1,6 @@
 """Step 1: contradictions are refused, the document leaves nothing out, and every requirement is traced."""
 
+import html
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from pydantic import ValidationError
 
 from {{ cookiecutter.package_name }}.params import Params, ParamsError, Target, load
 from {{ cookiecutter.package_name }}.step1_requirements.checks import Check, check_bound, load_verdict
-from {{ cookiecutter.package_name }}.step1_requirements.page import whole_folder, write_text
+from {{ cookiecutter.package_name }}.step1_requirements.page import plain, whole_folder, write_text
 from {{ cookiecutter.package_name }}.step1_requirements.stage import requirements_document, traceability
 
 Changed = Callable[[dict[str, Any]], Params]
@@ -91,9 +92,9 @@ def leaves(value: Any) -> Iterator[Any]:
 
 def test_the_document_mentions_every_requirement(params: Params) -> None:
     """Every number and every sentence of the section is in the text for people."""
-    document = requirements_document(params.requirements)
+    document = html.unescape(requirements_document(params.requirements))
     said = [v for v in leaves(params.requirements.model_dump()) if v not in ("lower", "higher")]
-    missing = [v for v in said if not any(form in document for form in ([v] if isinstance(v, str) else [f"{v:g}", f"{v:,}"]))]
+    missing = [v for v in said if not any(form in document for form in ([v] if isinstance(v, str) else [f"{v:g}", f"{v:,}", plain(v)]))]
     assert not missing
 
 
@@ -113,7 +114,7 @@ def test_nothing_that_is_not_a_number_passes_a_bound() -> None:
 def test_the_step_leaves_its_document_and_its_verdict(run_step: Callable[[str], None]) -> None:
     run_step("requirements")
     assert [c.outcome for c in load_verdict("requirements") or []] == ["pass"]
-    assert "# Requirements" in Path("reports/1-requirements/requirements.md").read_text(encoding="utf-8")
+    assert "The four qualities" in Path("reports/1-requirements/index.html").read_text(encoding="utf-8")
 
 
 def test_a_folder_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
