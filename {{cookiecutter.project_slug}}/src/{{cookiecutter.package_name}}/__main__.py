@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from .params import BUNDLE, ENV_PREFIX, ONLINE, REPORTS, SCRATCH, Params, ParamsError, load, overrides
+from .params import BUNDLE, ENV_PREFIX, ONLINE, PATH, REPORTS, SCRATCH, Params, ParamsError, load, overrides
 from .step1_requirements.checks import STEPS, StepFailed, close_gate, require_passed
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
@@ -76,11 +76,15 @@ def sample(rows: Annotated[int | None, typer.Option(help="More or fewer than par
 @app.command()
 def tune(write: Annotated[bool, typer.Option(help="Put the winner into params.yaml.")] = False) -> None:
     """Search for better model settings; interrupted, it goes on where it stopped."""
-    from .step4_model.stage import tune as search
+    from .step4_model.tune import search, write_values
 
     params = load()
-    settings, score = search(params, write)
-    typer.echo(f"best {params.framing.metric}: {abs(score):.4g} with {settings}")
+    require_passed("data")
+    study = search(params)
+    settings = {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in study.best_params.items()}
+    typer.echo(f"best {params.framing.metric}: {abs(study.best_value):.4g} with {settings}")
+    if write:
+        write_values(PATH, {f"model.{params.model.kind}.{name}": value for name, value in settings.items()})
     typer.echo("params.yaml has it now; run `run`." if write else "Give --write to put it into params.yaml.")
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.inspection import permutation_importance
 from sklearn.tree import export_text
 
-from ..params import CANDIDATE, PATH, PREPARED, REPORTS, Framing, Params
+from ..params import CANDIDATE, PREPARED, REPORTS, Framing, Params
 from ..step1_requirements.checks import STEPS, check_that, save_verdict
 from ..step1_requirements.page import BLUE, axes, figure, page, paragraph, preformatted, section, table, whole_folder, write_text
 from ..step3_data.encode import number_names, string_inputs
@@ -44,19 +44,6 @@ def run(params: Params) -> None:
     with whole_folder(REPORTS / STEPS["model"]) as folder:
         write_text(folder / "index.html", _page(framing, trained, validation, scores, settings, version, run_id, versions))
         save_verdict("model", checks, folder)
-
-
-def tune(params: Params, write: bool) -> tuple[dict[str, Any], float]:
-    """Search for better settings; with `write`, put the winner into params.yaml. Returns settings and score."""
-    from .tune import search, write_winner
-
-    framing, model = params.framing, params.model
-    classes = classes_in(framing, PREPARED / "train.parquet")
-    part = read_part(framing, PREPARED / "train.parquet", classes)
-    study = search(framing, model, params.data.split, part, f"{model.kind}-{framing.metric}-{data_version(PREPARED)}")
-    if write:
-        write_winner(PATH, model, study.best_params)
-    return study.best_params, study.best_value
 
 
 def _page(framing: Framing, trained: Trained, part: Part, scores: dict[str, float], settings: dict[str, Any],
