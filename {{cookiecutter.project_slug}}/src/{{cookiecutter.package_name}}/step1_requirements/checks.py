@@ -118,5 +118,5 @@ def close_gate(step: str, error: StepFailed) -> None:
 
 def checks_section(checks: Sequence[Check], heading: str = "Checks") -> str:
     """The checks as a part of a page, reasons below what was checked."""
-    rows = [(c.requirement, f"{c.check}\n{c.reason}".rstrip(), c.measured, c.limit, c.outcome) for c in checks]
+    rows = [(c.requirement, f"{c.check}\n{c.reason}".strip(), c.measured, c.limit, c.outcome) for c in checks]
     return section(heading, table(("requirement", "check", "measured", "limit", "verdict"), rows))

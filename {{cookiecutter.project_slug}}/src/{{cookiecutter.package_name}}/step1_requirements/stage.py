@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 
 from ..params import REPORTS, Params, Requirements, Target
-from .checks import STEPS, Check, check_that, checks_section, load_verdict, save_verdict
+from .checks import STEPS, Check, check_that, checks_section, load_verdict, not_measured, save_verdict
 from .page import Link, markdown_table, page, paragraph, plain, section, table, whole_folder, write_text
 
 INDEX = REPORTS / "index.html"
@@ -76,7 +76,7 @@ def traceability(requirements: Requirements, verdicts: Mapping[str, Sequence[Che
     for name in requirements.ids():
         found = [c for c in checks if c.requirement == name]
         reason = WATCHED.get(name, "the step that measures it has not run")
-        traced += found or [Check(name, "–", "–", "–", "not measured", reason)]
+        traced += found or [not_measured(name, "", reason)]
     return traced + [c for c in checks if c.requirement not in requirements.ids()]
 
 

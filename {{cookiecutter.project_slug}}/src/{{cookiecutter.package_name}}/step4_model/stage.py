@@ -54,7 +54,8 @@ def _page(framing: Framing, trained: Trained, part: Part, scores: dict[str, floa
         f"Version {version} of the registry, a {settings['kind']} model, is the challenger.",
         section("On the validation part", table(("what", framing.metric), [(names[k], abs(v)) for k, v in scores.items()])),
         section("What the model listens to", _importance_figure(framing, trained, part)),
-        section("The rule-like baseline", paragraph("A shallow tree: what a person could write down."), preformatted(_rules(framing, trained))),
+        section("The rule-like baseline", paragraph("A shallow tree: what a person could write down. `a = b <= 0.50` says that a is not b."),
+                preformatted(_rules(framing, trained))),
         section("Settings", table(("setting", "value"), settings.items())),
         section("Where it came from", table(("what", "is"), {"run": f"{run_id} in {BACKEND}", **versions}.items())),
     )  # fmt: skip
