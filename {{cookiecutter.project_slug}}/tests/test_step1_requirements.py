@@ -38,7 +38,12 @@ CONTRADICTIONS: dict[str, tuple[Change, str, str]] = {
     "a proof that no check gives": (lambda p: {"requirements.qualities.reliability.proven_by": ["bundel"]}, "requirements", "did you mean bundle?"),
     "a target among the inputs": (lambda p: {"framing.inputs.0.name": p.framing.target}, "framing", "take it out"),
     "a personal column among the inputs": (
-        lambda p: {"requirements.constraints.personal_columns": [p.framing.inputs[0].name]}, "", "the model may not read it"),
+        lambda p: {"requirements.constraints.personal_columns": [p.framing.inputs[0].name]}, "personal_columns", "the model may not read it"),
+    "a metric of another task": (
+        lambda p: {"evaluation.slices.metric": "accuracy" if p.framing.task == "regression" else "mae"}, "metric", "does not measure"),
+    "a slice by what is no input": (lambda p: {"evaluation.slices.columns": ["nowhere"]}, "slices", "not an input"),
+    "a moment that is none": (lambda p: {"data.since": "yesterday"}, "since", "Invalid isoformat"),
+    "raw data where DVC does not look": (lambda p: {"data.raw": "events.parquet"}, "data", "put it into"),
 }  # fmt: skip
 
 
@@ -47,9 +52,8 @@ def test_a_contradiction_is_refused_with_its_line_and_the_mend(fault: str, chang
     change, word, mend = CONTRADICTIONS[fault]
     said = refusal(changed, change(params))
     assert mend in said
-    if word:
-        line = re.search(r"params\.yaml line (\d+): ", said)
-        assert line and word in (tmp_path / "params.yaml").read_text(encoding="utf-8").splitlines()[int(line[1]) - 1]
+    line = re.search(r"params\.yaml line (\d+): ", said)
+    assert line and word in (tmp_path / "params.yaml").read_text(encoding="utf-8").splitlines()[int(line[1]) - 1]
 
 
 def refusal(changed: Changed, changes: dict[str, Any]) -> str:

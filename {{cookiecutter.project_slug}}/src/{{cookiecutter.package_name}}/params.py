@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 PATH = Path("params.yaml")
 REPORTS = Path("reports")
+RAW = Path("data/raw")  # under DVC
 PREPARED = Path("data/prepared")  # train, validation and test as Parquet
 ONLINE = Path("data/online.sqlite")  # the latest history of each entity
 SCRATCH = Path("data/.scratch")  # what may be deleted at any time
@@ -35,6 +36,8 @@ Label = bool | int | float | str
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Text = Annotated[str, Field(min_length=1)]
 
 METRICS_OF: Mapping[Task, tuple[str, ...]] = {
     "binary": ("roc_auc", "average_precision", "precision", "recall", "f1", "false_positive_rate", "brier", "log_loss",
@@ -83,7 +86,7 @@ class MovedBy(Section):
     metric: str
     today: float
     effect_per_unit: float
-    because: str
+    because: Text
 
 
 class Kpi(Section):
@@ -163,16 +166,16 @@ class Constraints(Section):
 class Quality(Section):
     """One of the four qualities of an ML system and the requirements that prove it."""
 
-    means: str
+    means: Text
     proven_by: tuple[str, ...]
 
 
 class Requirements(Section):
     """What the business needs; every gate, alert and document reads it from here."""
 
-    goal: str
-    owner: str
-    users: tuple[str, ...] = Field(min_length=1)
+    goal: Text
+    owner: Text
+    users: tuple[Text, ...] = Field(min_length=1)
     stakeholders: tuple[str, ...]
     kpi: Kpi
     quality: tuple[Target, ...] = Field(min_length=1)
@@ -243,7 +246,7 @@ class Answer(Section):
     """An answer to one of the five questions, with its reason."""
 
     answer: bool
-    because: str
+    because: Text
 
 
 class Questions(Section):
@@ -260,16 +263,16 @@ class Framing(Section):
     """The problem contract: what goes in, what comes out, how it is learned and measured."""
 
     task: Task
-    target: str
+    target: Text
     positive: Label | None = None
     labels: tuple[Label, ...] | None = None  # of a multiclass task; rows with others are left out
     unit: str = ""
     metric: str
-    objective: str
-    why: str
-    entity: str | None = None
-    time: str | None = None
-    label_time: str | None = None
+    objective: Text
+    why: Text
+    entity: Text | None = None
+    time: Text | None = None
+    label_time: Text | None = None
     inputs: tuple[Input, ...] = Field(min_length=1)
     questions: Questions
 
@@ -297,7 +300,7 @@ class Sample(Section):
     """Settings of the simulator that makes the sample data."""
 
     rows: Count
-    seed: int
+    seed: Seed
     start: Moment
     days: Count
     drift: Literal["none", "covariate", "concept"]
@@ -319,13 +322,17 @@ class Split(Section):
 class Data(Section):
     """Where rows come from and what must hold before anything learns from them."""
 
-    raw: str
+    raw: Text
     since: Moment | None = None
     sample: Sample | None
     split: Split
     leak_limit: Share = Field(gt=0.5, le=1)
     rows_listed: Count
     memory_gb: Positive
+
+    def _contradictions(self) -> Iterator[str]:
+        if Path(self.raw).parent != RAW:
+            yield f"raw is {self.raw}; put it into {RAW}, which DVC watches"
 
 
 class Boosting(Section):
@@ -355,7 +362,7 @@ class Model(Section):
     """What is trained."""
 
     kind: Literal["boosting", "linear"]
-    seed: int
+    seed: Seed
     one_hot_up_to: int = Field(ge=1)
     max_words: Count
     boosting: Boosting
@@ -371,6 +378,11 @@ class Threshold(Section):
     false_positive_usd: float = Field(0.0, ge=0)
     false_negative_usd: float = Field(0.0, ge=0)
     at_least: Share = 0.0
+
+    def _contradictions(self) -> Iterator[str]:
+        for needed in ("false_positive_usd", "false_negative_usd") if self.by == "cost" else ("at_least",):
+            if not getattr(self, needed):
+                yield f"a threshold by {self.by} needs {needed} above 0"
 
 
 class Slices(Section):
@@ -415,7 +427,7 @@ class Parity(Section):
 class Log(Section):
     """The prediction log."""
 
-    path: str
+    path: Text
     flush_seconds: Positive
     queue: Count
     personal: Literal["hashed", "left_out", "clear"]
@@ -463,6 +475,10 @@ class Deployment(Section):
     load_test: LoadTest
     core_hour_usd: Positive
     max_replicas: Count
+
+    def _contradictions(self) -> Iterator[str]:
+        if self.review and self.review[0] > self.review[1]:
+            yield f"review begins at {self.review[0]:g} and ends below, at {self.review[1]:g}; give the lower score first"
 
 
 class Drift(Section):
@@ -514,10 +530,12 @@ class Params(Section):
 
     def _contradictions(self) -> Iterator[str]:
         framing, requirements, slices, split = self.framing, self.requirements, self.evaluation.slices, self.data.split
-        asked = [t.metric for t in (*requirements.quality, *requirements.guard_rails)] + [requirements.kpi.moved_by.metric]
-        for asks, metric in (*(("requirements ask for", m) for m in asked), ("evaluation.slices.metric is", slices.metric)):
+        groups = {"quality": requirements.quality, "guard_rails": requirements.guard_rails}
+        asked = [(f"requirements.{group}.{i}.metric", t.metric) for group, targets in groups.items() for i, t in enumerate(targets)]
+        asked += [("requirements.kpi.moved_by.metric", requirements.kpi.moved_by.metric), ("evaluation.slices.metric", slices.metric)]
+        for name, metric in asked:
             if metric not in METRICS_OF[framing.task]:
-                yield f"{asks} {metric}, which does not measure a {framing.task} task; give one of {', '.join(METRICS_OF[framing.task])}"
+                yield f"{name} is {metric!r}, which does not measure a {framing.task} task; give one of {', '.join(METRICS_OF[framing.task])}"
         if (self.evaluation.threshold is None) != (framing.task != "binary"):
             yield "evaluation.threshold is for binary tasks: give one there and null elsewhere"
         needed = {"time": "time", "group": "entity"}.get(split.by)
@@ -596,19 +614,20 @@ def line_numbers(text: str) -> dict[tuple[str, ...], int]:
 
 def _sentence(path: Path, text: str, error: Any) -> str:
     """One pydantic error as `file line: key is value: what is wrong`."""
-    keys = tuple(str(k) for k in error["loc"])
-    lines = line_numbers(text)
+    message, lines = error["msg"].removeprefix("Value error, "), line_numbers(text)
+    keys = tuple(str(k) for k in error["loc"]) or tuple(message.partition(" ")[0].split("."))  # between sections, the message begins with the key
     known = keys
     while known and known not in lines:
         known = known[:-1]
     where = f"{path} line {lines[known]}" if known else str(path)
-    name = ".".join(keys) or "params"
+    name = ".".join(keys)
     if error["type"] == "extra_forbidden":
         meant = _closest(keys[-1], _known_keys())
         return f"{where}: {name} is not a known key{meant + ' Mend its spelling, or' if meant else ';'} take it out"
     if error["type"] == "missing":
         return f"{where}: {name} is missing; add it"
-    message = error["msg"].removeprefix("Value error, ")
+    if not error["loc"]:
+        return f"{where}: {message}"
     shown = "" if isinstance(error["input"], dict | BaseModel) else f" is {error['input']!r}"
     return f"{where}: {name}{shown}: {message}"
 
