@@ -1,5 +1,6 @@
 """Step 1: contradictions are refused, the document leaves nothing out, and every requirement is traced."""
 
+import html
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from pydantic import ValidationError
 
 from {{ cookiecutter.package_name }}.params import Params, ParamsError, Target, load
 from {{ cookiecutter.package_name }}.step1_requirements.checks import Check, check_bound, load_verdict
-from {{ cookiecutter.package_name }}.step1_requirements.page import whole_folder, write_text
+from {{ cookiecutter.package_name }}.step1_requirements.page import plain, whole_folder, write_text
 from {{ cookiecutter.package_name }}.step1_requirements.stage import requirements_document, traceability
 
 Changed = Callable[[dict[str, Any]], Params]
@@ -37,7 +38,12 @@ CONTRADICTIONS: dict[str, tuple[Change, str, str]] = {
     "a proof that no check gives": (lambda p: {"requirements.qualities.reliability.proven_by": ["bundel"]}, "requirements", "did you mean bundle?"),
     "a target among the inputs": (lambda p: {"framing.inputs.0.name": p.framing.target}, "framing", "take it out"),
     "a personal column among the inputs": (
-        lambda p: {"requirements.constraints.personal_columns": [p.framing.inputs[0].name]}, "", "the model may not read it"),
+        lambda p: {"requirements.constraints.personal_columns": [p.framing.inputs[0].name]}, "personal_columns", "the model may not read it"),
+    "a metric of another task": (
+        lambda p: {"evaluation.slices.metric": "accuracy" if p.framing.task == "regression" else "mae"}, "metric", "does not measure"),
+    "a slice by what is no input": (lambda p: {"evaluation.slices.columns": ["nowhere"]}, "slices", "not an input"),
+    "a moment that is none": (lambda p: {"data.since": "yesterday"}, "since", "Invalid isoformat"),
+    "raw data where DVC does not look": (lambda p: {"data.raw": "events.parquet"}, "data", "put it into"),
 }  # fmt: skip
 
 
@@ -46,9 +52,8 @@ def test_a_contradiction_is_refused_with_its_line_and_the_mend(fault: str, chang
     change, word, mend = CONTRADICTIONS[fault]
     said = refusal(changed, change(params))
     assert mend in said
-    if word:
-        line = re.search(r"params\.yaml line (\d+): ", said)
-        assert line and word in (tmp_path / "params.yaml").read_text(encoding="utf-8").splitlines()[int(line[1]) - 1]
+    line = re.search(r"params\.yaml line (\d+): ", said)
+    assert line and word in (tmp_path / "params.yaml").read_text(encoding="utf-8").splitlines()[int(line[1]) - 1]
 
 
 def refusal(changed: Changed, changes: dict[str, Any]) -> str:
@@ -91,9 +96,9 @@ def leaves(value: Any) -> Iterator[Any]:
 
 def test_the_document_mentions_every_requirement(params: Params) -> None:
     """Every number and every sentence of the section is in the text for people."""
-    document = requirements_document(params.requirements)
+    document = html.unescape(requirements_document(params.requirements))
     said = [v for v in leaves(params.requirements.model_dump()) if v not in ("lower", "higher")]
-    missing = [v for v in said if not any(form in document for form in ([v] if isinstance(v, str) else [f"{v:g}", f"{v:,}"]))]
+    missing = [v for v in said if not any(form in document for form in ([v] if isinstance(v, str) else [f"{v:g}", f"{v:,}", plain(v)]))]
     assert not missing
 
 
@@ -113,7 +118,7 @@ def test_nothing_that_is_not_a_number_passes_a_bound() -> None:
 def test_the_step_leaves_its_document_and_its_verdict(run_step: Callable[[str], None]) -> None:
     run_step("requirements")
     assert [c.outcome for c in load_verdict("requirements") or []] == ["pass"]
-    assert "# Requirements" in Path("reports/1-requirements/requirements.md").read_text(encoding="utf-8")
+    assert "The four qualities" in Path("reports/1-requirements/index.html").read_text(encoding="utf-8")
 
 
 def test_a_folder_is_written_whole_or_not_at_all(tmp_path: Path) -> None:

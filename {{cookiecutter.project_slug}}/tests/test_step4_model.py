@@ -8,12 +8,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from {{ cookiecutter.package_name }}.params import Framing, Params
+from {{ cookiecutter.package_name }}.params import Framing, Params, Tune
 from {{ cookiecutter.package_name }}.step1_requirements.checks import StepFailed
 from {{ cookiecutter.package_name }}.step3_data.encode import columns_of, encode, encode_labels
 from {{ cookiecutter.package_name }}.step4_model.pipeline import Estimator, build_pipeline, frame_of, predict
 from {{ cookiecutter.package_name }}.step4_model.tracking import CHALLENGER, Run, open_tracker
 from {{ cookiecutter.package_name }}.step4_model.train import Part, classes_in, data_version, fit, read, read_part
+from {{ cookiecutter.package_name }}.step4_model.tune import search, write_values
 from {{ cookiecutter.package_name }}.step5_evaluation.metrics import answers_of, bootstrap, lead, resample
 
 ROWS = 800
@@ -83,6 +84,27 @@ def advantage(params: Params, model: Any, baseline: Any, part: Part) -> Any:
     ours, theirs = (answers_of(params.framing.task, part.labels, predict(params.framing, p, part.frame), None) for p in (model, baseline))
     resamples = resample(len(part.labels), 100, 0)
     return lead(metric, ours, theirs, bootstrap([metric], ours, resamples)[metric], resamples, 0.999)
+
+
+def test_a_search_goes_on_where_it_stopped(prepared: Path, params: Params) -> None:
+    """The settings in force are tried first, so that the winner is no worse than they are."""
+
+    def search_for(trials: int) -> Any:
+        return search(params.model_copy(update={"model": params.model.model_copy(update={"tune": Tune(trials=trials, folds=2)})}))
+
+    first, then = search_for(1), search_for(3)
+    in_force = getattr(params.model, params.model.kind).model_dump()
+    assert first.trials[0].params == then.trials[0].params == in_force
+    assert [t.state.name for t in then.trials] == ["COMPLETE"] * 3
+    assert then.best_value == max(t.value for t in then.trials)
+
+
+def test_what_is_written_into_params_keeps_its_comments(tmp_path: Path) -> None:
+    path, name = tmp_path / "params.yaml", "model.boosting.max_iter"
+    text = "model:\n  boosting:\n    max_iter: 150 # more is slower\n  seed: 0\n"
+    path.write_text(text, encoding="utf-8")
+    write_values(path, {name: 700})
+    assert path.read_text(encoding="utf-8") == text.replace("150", "700")
 
 
 def test_one_label_only_is_refused(train: Part, params: Params) -> None:

@@ -155,6 +155,16 @@ def test_small_slices_are_shown_but_not_judged() -> None:
     found = measure_slices(SLICES, rows, Answers(np.ones(570), right, right))
     assert {(s.value, s.judged) for s in found} == {("big", True), ("small", False), ("(missing)", True), ("x", True)}
     assert worst_drop(SLICES, found)[0] < 0.05
+    assert protected_gap(SLICES, found) is None
+
+
+def test_numbers_and_dates_of_many_values_are_judged_by_quarter() -> None:
+    days = np.datetime64("2026-01-01", "us") + np.arange(200) * np.timedelta64(1, "D")
+    rows = pd.DataFrame({"where": days, "who": np.arange(200)})
+    right = (np.arange(200) >= 50).astype(int)
+    found = measure_slices(SLICES, rows, Answers(np.ones(200), right, right))
+    assert [s.rows for s in found] == [50] * 8
+    assert worst_drop(SLICES, found) == (1.0, "where = lowest quarter")
 
 
 # ---- the gate ------------------------------------------------------------------------------
@@ -174,6 +184,11 @@ def failed(params: Params, measured: Measured) -> list[str]:
 
 def test_the_gate_opens_when_every_requirement_is_met(params: Params, good: Measured) -> None:
     assert failed(params, good) == []
+
+
+def test_what_no_slice_is_large_enough_for_is_not_said_to_pass(params: Params, good: Measured) -> None:
+    found = {c.requirement: c for c in gate(params.requirements, params.framing, params.evaluation, good)}
+    assert {found[name].outcome for name in ("worst_slice", "protected_gap")} == {"not measured"}
 
 
 def test_a_requirement_stricter_than_the_model_closes_the_gate_by_name(params: Params, good: Measured) -> None:

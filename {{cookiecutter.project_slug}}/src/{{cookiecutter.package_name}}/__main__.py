@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from .params import BUNDLE, ENV_PREFIX, ONLINE, REPORTS, SCRATCH, Params, ParamsError, load, overrides
+from .params import BUNDLE, ENV_PREFIX, ONLINE, PATH, REPORTS, SCRATCH, Params, ParamsError, load, overrides
 from .step1_requirements.checks import STEPS, StepFailed, close_gate, require_passed
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
@@ -52,8 +52,7 @@ def run() -> None:
     from .step1_requirements.stage import summarize
 
     params = load()
-    if not Path(params.data.raw).exists():
-        _fetch_raw(params)
+    _fetch_raw(params)
     failed = _dvc("repro", "--quiet") != 0
     summarize(params)
     raise typer.Exit(int(failed))
@@ -68,7 +67,7 @@ def report() -> None:
 
 
 @app.command()
-def sample(rows: Annotated[int | None, typer.Option(help="More or fewer than params.yaml says.")] = None) -> None:
+def sample(rows: Annotated[int | None, typer.Option(min=1, help="More or fewer than params.yaml says.")] = None) -> None:
     """Write the simulator's sample data to data/raw and put it under DVC."""
     _make_sample(load(), rows)
 
@@ -76,11 +75,15 @@ def sample(rows: Annotated[int | None, typer.Option(help="More or fewer than par
 @app.command()
 def tune(write: Annotated[bool, typer.Option(help="Put the winner into params.yaml.")] = False) -> None:
     """Search for better model settings; interrupted, it goes on where it stopped."""
-    from .step4_model.stage import tune as search
+    from .step4_model.tune import search, write_values
 
     params = load()
-    settings, score = search(params, write)
-    typer.echo(f"best {params.framing.metric}: {abs(score):.4g} with {settings}")
+    require_passed("data")
+    study = search(params)
+    settings = {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in study.best_params.items()}
+    typer.echo(f"best {params.framing.metric}: {abs(study.best_value):.4g} with {settings}")
+    if write:
+        write_values(PATH, {f"model.{params.model.kind}.{name}": value for name, value in settings.items()})
     typer.echo("params.yaml has it now; run `run`." if write else "Give --write to put it into params.yaml.")
 
 
@@ -115,7 +118,7 @@ def materialize() -> None:
 @app.command()
 def serve(
     host: str = "",
-    port: int = 0,
+    port: Annotated[int, typer.Option(min=0, max=65_535)] = 0,
     bundle: Path = BUNDLE,
     online: Path = ONLINE,
     fd: Annotated[int | None, typer.Option(help="An open socket to serve on: a second process on it takes over without losing a request.")] = None,
@@ -186,7 +189,7 @@ def adopt(
 def monitor(
     act: Annotated[bool, typer.Option(help="Let the rules retrain or roll back.")] = True,
     serve: Annotated[
-        float, typer.Option(help="Stay, and look every so many minutes and when Alertmanager calls; metrics on deployment.port + 1.")
+        float, typer.Option(min=0, help="Stay, and look every so many minutes and when Alertmanager calls; metrics on deployment.port + 1.")
     ] = 0,
     evidently: Annotated[bool, typer.Option(help="Write Evidently's drift report of the same window, too.")] = False,
 ) -> None:
@@ -209,13 +212,15 @@ def monitor(
 @app.command()
 def retrain(
     why: Annotated[str, typer.Option(help="For the audit log.")] = "by hand",
-    since: Annotated[str, typer.Option(help="Learn only from rows since this moment.")] = "",
+    since: Annotated[datetime | None, typer.Option(help="Learn only from rows since this moment.")] = None,
 ) -> None:
     """Train again on data/raw and what the prediction log and its labels add; promoted only if better beyond noise."""
     from .step7_monitoring.retrain import Trigger
     from .step7_monitoring.retrain import retrain as again
 
-    line = again(load(), Trigger("by hand", why, since or None), _Project(), _now())
+    params = load()
+    _fetch_raw(params)
+    line = again(params, Trigger("by hand", why, since.isoformat() if since else None), _Project(), _now())
     typer.echo(f"{line.decision}: {line.before or '-'} -> {line.after or '-'}: {line.why}")
     raise typer.Exit(int(line.decision != "promoted"))
 
@@ -241,10 +246,10 @@ def labels(source: _File) -> None:
 
 @app.command()
 def simulate(
-    days: Annotated[int, typer.Option(help="Of traffic, after the history that the first model learns from.")] = 90,
-    drift_at: Annotated[int, typer.Option(help="The day on which the world moves.")] = 45,
+    days: Annotated[int, typer.Option(min=1, help="Of traffic, after the history that the first model learns from.")] = 90,
+    drift_at: Annotated[int, typer.Option(min=0, help="The day on which the world moves.")] = 45,
     drift: Annotated[str, typer.Option(help="none, covariate, concept; several with commas between.")] = "concept",
-    seeds: Annotated[int, typer.Option(help="How many worlds of each kind.")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, help="How many worlds of each kind.")] = 1,
 ) -> None:
     """The time machine: traffic through the real service, log, labels and monitor, and what the loop makes of it."""
     from .step7_monitoring.simulate import REPORT, Story, play, write_story
@@ -278,9 +283,9 @@ class _Project:
 
 
 def _fetch_raw(params: Params) -> None:
-    """Raw data from the DVC remote, or else from the simulator."""
+    """Raw data that is not here, from the DVC remote or else from the simulator."""
     raw = Path(params.data.raw)
-    if raw.parent.with_suffix(".dvc").exists():
+    if not raw.exists() and raw.parent.with_suffix(".dvc").exists():
         _dvc("pull", "--quiet", str(raw.parent.with_suffix(".dvc")))
     if not raw.exists() and params.data.sample is None:
         raise StepFailed(f"{raw} is neither here nor in the DVC remote, and data.sample in params.yaml is null; put your table there")
@@ -325,6 +330,9 @@ def main() -> None:
         app(prog_name=f"python -m {__package__}")
     except (ParamsError, StepFailed) as error:
         typer.echo(str(error), err=True)
+        sys.exit(1)
+    except OSError as error:
+        typer.echo(f"{error}; is the path right, may you write there, and is the disk full?", err=True)
         sys.exit(1)
 
 

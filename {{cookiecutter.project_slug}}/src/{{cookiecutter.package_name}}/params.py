@@ -6,16 +6,18 @@
 
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from datetime import datetime
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 PATH = Path("params.yaml")
 REPORTS = Path("reports")
+RAW = Path("data/raw")  # under DVC
 PREPARED = Path("data/prepared")  # train, validation and test as Parquet
 ONLINE = Path("data/online.sqlite")  # the latest history of each entity
 SCRATCH = Path("data/.scratch")  # what may be deleted at any time
@@ -31,34 +33,21 @@ ENV_PREFIX = "PARAMS__"
 Task = Literal["binary", "multiclass", "regression"]
 Kind = Literal["number", "category", "text", "date", "boolean"]
 Label = bool | int | float | str
-Share = float  # 0 to 1
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Text = Annotated[str, Field(min_length=1)]
 
-#: Every metric the system can measure, and whether a higher value is the better one.
-HIGHER_IS_BETTER: Mapping[str, bool] = {
-    "roc_auc": True,
-    "average_precision": True,
-    "precision": True,
-    "recall": True,
-    "f1": True,
-    "false_positive_rate": False,
-    "brier": False,
-    "log_loss": False,
-    "calibration_error": False,
-    "accuracy": True,
-    "balanced_accuracy": True,
-    "f1_macro": True,
-    "top2_accuracy": True,
-    "mae": False,
-    "rmse": False,
-    "median_absolute_error": False,
-    "mape": False,
-    "r2": True,
-}
 METRICS_OF: Mapping[Task, tuple[str, ...]] = {
-    "binary": tuple(HIGHER_IS_BETTER)[:11],
+    "binary": ("roc_auc", "average_precision", "precision", "recall", "f1", "false_positive_rate", "brier", "log_loss",
+               "calibration_error", "accuracy", "balanced_accuracy"),
     "multiclass": ("accuracy", "balanced_accuracy", "f1_macro", "top2_accuracy", "log_loss", "calibration_error"),
     "regression": ("mae", "rmse", "median_absolute_error", "mape", "r2"),
-}
+}  # fmt: skip
+_ERRORS = ("false_positive_rate", "brier", "log_loss", "calibration_error", *METRICS_OF["regression"][:4])
+#: Every metric the system can measure, and whether a higher value is the better one.
+HIGHER_IS_BETTER: Mapping[str, bool] = {metric: metric not in _ERRORS for metrics in METRICS_OF.values() for metric in metrics}
 
 
 class ParamsError(ValueError):
@@ -68,8 +57,25 @@ class ParamsError(ValueError):
 class Section(BaseModel):
     """A frozen group of values that refuses keys it does not know."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
+    def _contradictions(self) -> Iterator[str]:
+        """What its values say that cannot be, with the mend; the first is told."""
+        yield from ()
+
+    @model_validator(mode="after")
+    def _hold_together(self) -> Self:
+        for said in self._contradictions():
+            raise ValueError(said)
+        return self
+
+
+def _iso(text: str) -> str:
+    datetime.fromisoformat(text)
+    return text
+
+
+Moment = Annotated[str, AfterValidator(_iso)]
 
 # ---- requirements ------------------------------------------------------------------------
 
@@ -80,7 +86,7 @@ class MovedBy(Section):
     metric: str
     today: float
     effect_per_unit: float
-    because: str
+    because: Text
 
 
 class Kpi(Section):
@@ -97,14 +103,10 @@ class Kpi(Section):
         """What the KPI should become when the metric that moves it is `value`: an estimate, not a measurement."""
         return self.baseline + self.moved_by.effect_per_unit * (value - self.moved_by.today)
 
-    @model_validator(mode="after")
-    def _target_is_better(self) -> "Kpi":
+    def _contradictions(self) -> Iterator[str]:
         gain = self.target - self.baseline if self.better == "higher" else self.baseline - self.target
         if gain <= 0:
-            raise ValueError(
-                f"target {self.target:g} is no better than baseline {self.baseline:g}; {self.better} is better here, so give a {self.better} target"
-            )
-        return self
+            yield f"target {self.target:g} is no better than baseline {self.baseline:g}; {self.better} is better here, so give a {self.better} target"
 
 
 class Target(Section):
@@ -121,40 +123,34 @@ class Target(Section):
         """The number to reach, whichever the direction."""
         return self.at_least if self.at_least is not None else self.at_most  # type: ignore[return-value]
 
-    @model_validator(mode="after")
-    def _direction(self) -> "Target":
+    def _contradictions(self) -> Iterator[str]:
         if self.metric not in HIGHER_IS_BETTER:
-            raise ValueError(f"metric {self.metric!r} is not known{_closest(self.metric, HIGHER_IS_BETTER)}")
+            yield f"metric {self.metric!r} is not known{_closest(self.metric, HIGHER_IS_BETTER)}"
         higher = HIGHER_IS_BETTER[self.metric]
         if (self.at_least is None) == (self.at_most is None) or (self.at_least is None) == higher:
-            raise ValueError(
-                f"{self.metric} is better when {'higher' if higher else 'lower'}; give {'at_least' if higher else 'at_most'} and nothing else"
-            )
+            yield f"{self.metric} is better when {'higher' if higher else 'lower'}; give {'at_least' if higher else 'at_most'} and nothing else"
         if self.baseline is not None and not (self.bound > self.baseline if higher else self.bound < self.baseline):
-            raise ValueError(f"target {self.bound:g} is no better than baseline {self.baseline:g}")
-        return self
+            yield f"target {self.bound:g} is no better than baseline {self.baseline:g}"
 
 
 class Latency(Section):
     """Service latency in milliseconds."""
 
-    p50: float = Field(gt=0)
-    p99: float = Field(gt=0)
+    p50: Positive
+    p99: Positive
 
-    @model_validator(mode="after")
-    def _ordered(self) -> "Latency":
+    def _contradictions(self) -> Iterator[str]:
         if self.p50 > self.p99:
-            raise ValueError(f"p50 {self.p50:g} is above p99 {self.p99:g}; half of the requests cannot be slower than 99 % of them")
-        return self
+            yield f"p50 {self.p50:g} is above p99 {self.p99:g}; half of the requests cannot be slower than 99 % of them"
 
 
 class Scale(Section):
     """How much there is, today and in a year."""
 
-    requests_per_day_now: int = Field(gt=0)
-    requests_per_day_in_a_year: int = Field(gt=0)
-    models: int = Field(gt=0)
-    training_rows: int = Field(gt=0)
+    requests_per_day_now: Count
+    requests_per_day_in_a_year: Count
+    models: Count
+    training_rows: Count
 
 
 class Constraints(Section):
@@ -170,25 +166,25 @@ class Constraints(Section):
 class Quality(Section):
     """One of the four qualities of an ML system and the requirements that prove it."""
 
-    means: str
+    means: Text
     proven_by: tuple[str, ...]
 
 
 class Requirements(Section):
     """What the business needs; every gate, alert and document reads it from here."""
 
-    goal: str
-    owner: str
-    users: tuple[str, ...] = Field(min_length=1)
+    goal: Text
+    owner: Text
+    users: tuple[Text, ...] = Field(min_length=1)
     stakeholders: tuple[str, ...]
     kpi: Kpi
     quality: tuple[Target, ...] = Field(min_length=1)
     guard_rails: tuple[Target, ...]
     lift_over_baseline: float = Field(ge=0)
     latency_ms: Latency
-    throughput_per_second: float = Field(gt=0)
+    throughput_per_second: Positive
     availability: float = Field(gt=0, lt=1)
-    cost_per_prediction_usd: float = Field(gt=0)
+    cost_per_prediction_usd: Positive
     scale: Scale
     label_delay_days: float = Field(ge=0)
     constraints: Constraints
@@ -197,40 +193,22 @@ class Requirements(Section):
     def ids(self) -> tuple[str, ...]:
         """The name of every requirement a check can prove, in reading order."""
         return (
-            "ml_or_rules",
-            "data_contract",
-            "no_leak",
-            *(f"quality.{t.metric}" for t in self.quality),
-            *(f"guard_rails.{t.metric}" for t in self.guard_rails),
-            "lift_over_baseline",
-            "worst_slice",
-            "protected_gap",
-            "champion",
-            "kpi",
-            "parity",
-            "bundle",
-            "latency_ms.p50",
-            "latency_ms.p99",
-            "throughput_per_second",
-            "cost_per_prediction_usd",
-            "availability",
-            "layers",
-            "retraining",
-        )
+            "ml_or_rules", "data_contract", "no_leak",
+            *(f"{group}.{target.metric}" for group in ("quality", "guard_rails") for target in getattr(self, group)),
+            "lift_over_baseline", "worst_slice", "protected_gap", "champion", "kpi",
+            "parity", "bundle", "latency_ms.p50", "latency_ms.p99", "throughput_per_second", "cost_per_prediction_usd",
+            "availability", "layers", "retraining",
+        )  # fmt: skip
 
-    @model_validator(mode="after")
-    def _consistent(self) -> "Requirements":
+    def _contradictions(self) -> Iterator[str]:
         per_second = self.scale.requests_per_day_in_a_year / 86_400
         if per_second > self.throughput_per_second:
-            raise ValueError(
-                f"scale.requests_per_day_in_a_year means {per_second:,.0f} requests a second on average, "
-                f"above throughput_per_second {self.throughput_per_second:g}; raise the throughput"
-            )
+            yield (f"scale.requests_per_day_in_a_year means {per_second:,.0f} requests a second on average, "
+                   f"above throughput_per_second {self.throughput_per_second:g}; raise the throughput")  # fmt: skip
         for name, quality in self.qualities.items():
             for proof in quality.proven_by:
                 if proof not in self.ids():
-                    raise ValueError(f"qualities.{name}.proven_by names {proof!r}, which no check proves{_closest(proof, self.ids())}")
-        return self
+                    yield f"qualities.{name}.proven_by names {proof!r}, which no check proves{_closest(proof, self.ids())}"
 
 
 # ---- framing -----------------------------------------------------------------------------
@@ -242,7 +220,7 @@ class Input(Section):
     name: str = Field(min_length=1)
     kind: Kind
     origin: Literal["request", "history"] = Field("request", alias="from")
-    max_missing: Share = Field(0.0, ge=0, le=1)
+    max_missing: Share = 0.0
     min: float | None = None
     max: float | None = None
     values: tuple[Label, ...] | None = None
@@ -255,22 +233,20 @@ class Input(Section):
         """Whether a request may leave the value out by sending null."""
         return self.max_missing > 0
 
-    @model_validator(mode="after")
-    def _fits_its_kind(self) -> "Input":
+    def _contradictions(self) -> Iterator[str]:
         if self.kind != "number" and (self.min is not None or self.max is not None):
-            raise ValueError(f"min and max are for numbers; {self.name!r} is a {self.kind}")
+            yield f"min and max are for numbers; {self.name!r} is a {self.kind}"
         if self.kind != "category" and self.values is not None:
-            raise ValueError(f"values are for categories; {self.name!r} is a {self.kind}")
+            yield f"values are for categories; {self.name!r} is a {self.kind}"
         if self.min is not None and self.max is not None and self.min > self.max:
-            raise ValueError(f"min {self.min:g} is above max {self.max:g}")
-        return self
+            yield f"min {self.min:g} is above max {self.max:g}"
 
 
 class Answer(Section):
     """An answer to one of the five questions, with its reason."""
 
     answer: bool
-    because: str
+    because: Text
 
 
 class Questions(Section):
@@ -287,36 +263,34 @@ class Framing(Section):
     """The problem contract: what goes in, what comes out, how it is learned and measured."""
 
     task: Task
-    target: str
+    target: Text
     positive: Label | None = None
     labels: tuple[Label, ...] | None = None  # of a multiclass task; rows with others are left out
     unit: str = ""
     metric: str
-    objective: str
-    why: str
-    entity: str | None = None
-    time: str | None = None
-    label_time: str | None = None
+    objective: Text
+    why: Text
+    entity: Text | None = None
+    time: Text | None = None
+    label_time: Text | None = None
     inputs: tuple[Input, ...] = Field(min_length=1)
     questions: Questions
 
-    @model_validator(mode="after")
-    def _consistent(self) -> "Framing":
+    def _contradictions(self) -> Iterator[str]:
         if self.metric not in METRICS_OF[self.task]:
-            raise ValueError(f"metric {self.metric!r} does not measure a {self.task} task; give one of {', '.join(METRICS_OF[self.task])}")
+            yield f"metric {self.metric!r} does not measure a {self.task} task; give one of {', '.join(METRICS_OF[self.task])}"
         if (self.task == "binary") != (self.positive is not None):
-            raise ValueError("positive names the label to find in a binary task, and in no other: give it exactly there")
+            yield "positive names the label to find in a binary task, and in no other: give it exactly there"
         if self.labels is not None and self.task != "multiclass":
-            raise ValueError("labels lists the labels of a multiclass task; take it out here")
+            yield "labels lists the labels of a multiclass task; take it out here"
         names = [i.name for i in self.inputs]
-        twice = {n for n in names if names.count(n) > 1}
-        if twice:
-            raise ValueError(f"inputs name {sorted(twice)[0]!r} twice; keep one")
-        if self.target in names:
-            raise ValueError(f"the target {self.target!r} is among the inputs; take it out")
+        if twice := [n for n in names if names.count(n) > 1]:
+            yield f"inputs name {twice[0]!r} twice; keep one"
+        for what, column in (("target", self.target), ("label_time", self.label_time)):
+            if column in names:
+                yield f"the {what} {column!r} is among the inputs, and is known only afterwards; take it out"
         if self.time is None and self.label_time is not None:
-            raise ValueError("label_time needs an event time: give time too")
-        return self
+            yield "label_time needs an event time: give time too"
 
 
 # ---- data, model, evaluation, deployment, monitoring -------------------------------------
@@ -325,10 +299,10 @@ class Framing(Section):
 class Sample(Section):
     """Settings of the simulator that makes the sample data."""
 
-    rows: int = Field(gt=0)
-    seed: int
-    start: str
-    days: int = Field(gt=0)
+    rows: Count
+    seed: Seed
+    start: Moment
+    days: Count
     drift: Literal["none", "covariate", "concept"]
     drift_day: int = Field(ge=0)
 
@@ -340,45 +314,47 @@ class Split(Section):
     train: Share = Field(gt=0, lt=1)
     validation: Share = Field(gt=0, lt=1)
 
-    @model_validator(mode="after")
-    def _leaves_a_test_part(self) -> "Split":
+    def _contradictions(self) -> Iterator[str]:
         if self.train + self.validation >= 1:
-            raise ValueError(f"train {self.train:g} + validation {self.validation:g} leave nothing to test on; keep the sum below 1")
-        return self
+            yield f"train {self.train:g} + validation {self.validation:g} leave nothing to test on; keep the sum below 1"
 
 
 class Data(Section):
     """Where rows come from and what must hold before anything learns from them."""
 
-    raw: str
-    since: str | None = None
+    raw: Text
+    since: Moment | None = None
     sample: Sample | None
     split: Split
     leak_limit: Share = Field(gt=0.5, le=1)
-    rows_listed: int = Field(gt=0)
-    memory_gb: float = Field(gt=0)
+    rows_listed: Count
+    memory_gb: Positive
+
+    def _contradictions(self) -> Iterator[str]:
+        if Path(self.raw).parent != RAW:
+            yield f"raw is {self.raw}; put it into {RAW}, which DVC watches"
 
 
 class Boosting(Section):
     """HistGradientBoosting (scikit-learn user guide 1.11.1.1)."""
 
     learning_rate: float = Field(gt=0, le=1)
-    max_iter: int = Field(gt=0)
+    max_iter: Count
     max_leaf_nodes: int = Field(gt=1)
-    min_samples_leaf: int = Field(gt=0)
+    min_samples_leaf: Count
     l2_regularization: float = Field(ge=0)
 
 
 class Linear(Section):
     """Logistic or ridge regression."""
 
-    c: float = Field(gt=0)
+    c: Positive
 
 
 class Tune(Section):
     """The search over the estimator's settings."""
 
-    trials: int = Field(gt=0)
+    trials: Count
     folds: int = Field(gt=1)
 
 
@@ -386,9 +362,9 @@ class Model(Section):
     """What is trained."""
 
     kind: Literal["boosting", "linear"]
-    seed: int
+    seed: Seed
     one_hot_up_to: int = Field(ge=1)
-    max_words: int = Field(gt=0)
+    max_words: Count
     boosting: Boosting
     linear: Linear
     rule_depth: int = Field(gt=0, le=6)
@@ -401,7 +377,12 @@ class Threshold(Section):
     by: Literal["cost", "precision", "recall"]
     false_positive_usd: float = Field(0.0, ge=0)
     false_negative_usd: float = Field(0.0, ge=0)
-    at_least: Share = Field(0.0, ge=0, le=1)
+    at_least: Share = 0.0
+
+    def _contradictions(self) -> Iterator[str]:
+        for needed in ("false_positive_usd", "false_negative_usd") if self.by == "cost" else ("at_least",):
+            if not getattr(self, needed):
+                yield f"a threshold by {self.by} needs {needed} above 0"
 
 
 class Slices(Section):
@@ -410,16 +391,16 @@ class Slices(Section):
     columns: tuple[str, ...]
     protected: tuple[str, ...]
     metric: str
-    min_rows: int = Field(gt=0)
-    max_drop: float = Field(gt=0)
-    max_gap: float = Field(gt=0)
+    min_rows: Count
+    max_drop: Positive
+    max_gap: Positive
 
 
 class Experiment(Section):
     """Design of the online test."""
 
-    smallest_effect: float = Field(gt=0)
-    kpi_std: float = Field(gt=0)
+    smallest_effect: Positive
+    kpi_std: Positive
     significance: float = Field(gt=0, lt=1)
     power: float = Field(gt=0, lt=1)
     challenger_share: Share = Field(gt=0, lt=1)
@@ -439,26 +420,26 @@ class Evaluation(Section):
 class Parity(Section):
     """How closely the export must follow the trained pipeline."""
 
-    rows: int = Field(gt=0)
-    max_difference: float = Field(gt=0)
+    rows: Count
+    max_difference: Positive
 
 
 class Log(Section):
     """The prediction log."""
 
-    path: str
-    flush_seconds: float = Field(gt=0)
-    queue: int = Field(gt=0)
+    path: Text
+    flush_seconds: Positive
+    queue: Count
     personal: Literal["hashed", "left_out", "clear"]
 
 
 class Limits(Section):
     """What one request may hold, and how many may wait."""
 
-    records: int = Field(gt=0)
-    body_kb: int = Field(gt=0)
-    body_seconds: float = Field(gt=0)
-    concurrency: int = Field(gt=0)
+    records: Count
+    body_kb: Count
+    body_seconds: Positive
+    concurrency: Count
 
 
 class Canary(Section):
@@ -473,7 +454,7 @@ class LoadTest(Section):
     """The short load test that gates a deployment, and the longer one of `loadtest`."""
 
     seconds: float = Field(gt=0, le=60)
-    rate_per_second: float = Field(gt=0)
+    rate_per_second: Positive
     connections: int = Field(gt=0, le=64)
     sweep_seconds: float = Field(gt=0, le=60)
 
@@ -487,28 +468,32 @@ class Deployment(Section):
     parity: Parity
     log: Log
     limits: Limits
-    reload_seconds: float = Field(gt=0)
+    reload_seconds: Positive
     drain_seconds: float = Field(ge=0)
     canary: Canary | None
     review: tuple[float, float] | None
     load_test: LoadTest
-    core_hour_usd: float = Field(gt=0)
-    max_replicas: int = Field(gt=0)
+    core_hour_usd: Positive
+    max_replicas: Count
+
+    def _contradictions(self) -> Iterator[str]:
+        if self.review and self.review[0] > self.review[1]:
+            yield f"review begins at {self.review[0]:g} and ends below, at {self.review[1]:g}; give the lower score first"
 
 
 class Drift(Section):
     """When a column counts as moved."""
 
-    psi: float = Field(gt=0)
+    psi: Positive
     significance: float = Field(gt=0, lt=1)
-    min_rows: int = Field(gt=0)
+    min_rows: Count
 
 
 class Performance(Section):
     """How quality is judged once labels have matured."""
 
-    labels: int = Field(gt=0)
-    min_labelled: Share = Field(ge=0, le=1)
+    labels: Count
+    min_labelled: Share
     max_drop: Share = Field(gt=0, lt=1)
 
 
@@ -516,16 +501,16 @@ class Retrain(Section):
     """When the system is trained again."""
 
     automatic: bool
-    min_labels: int = Field(gt=0)
-    new_labels: int = Field(gt=0)
-    after_days: float = Field(gt=0)
+    min_labels: Count
+    new_labels: Count
+    after_days: Positive
     cooldown_days: float = Field(ge=0)
 
 
 class Monitoring(Section):
     """What is watched, and when the system is retrained."""
 
-    window_hours: float = Field(gt=0)
+    window_hours: Positive
     drift: Drift
     max_missing_increase: Share = Field(gt=0, le=1)
     performance: Performance
@@ -543,31 +528,26 @@ class Params(Section):
     deployment: Deployment
     monitoring: Monitoring
 
-    @model_validator(mode="after")
-    def _sections_agree(self) -> "Params":
-        task = self.framing.task
-        asked = [t.metric for t in (*self.requirements.quality, *self.requirements.guard_rails)]
-        for metric in (*asked, self.requirements.kpi.moved_by.metric):
-            if metric not in METRICS_OF[task]:
-                raise ValueError(f"requirements ask for {metric}, which does not measure a {task} task; give one of {', '.join(METRICS_OF[task])}")
-        if self.evaluation.slices.metric not in METRICS_OF[task]:
-            raise ValueError(f"evaluation.slices.metric {self.evaluation.slices.metric!r} does not measure a {task} task")
-        if (self.evaluation.threshold is None) != (task != "binary"):
-            raise ValueError("evaluation.threshold is for binary tasks: give one there and null elsewhere")
-        if self.data.split.by == "time" and self.framing.time is None:
-            raise ValueError("data.split.by is time, but framing.time names no column; name it or split by group or random")
-        if self.data.split.by == "group" and self.framing.entity is None:
-            raise ValueError("data.split.by is group, but framing.entity names no column; name it or split at random")
-        names = {i.name for i in self.framing.inputs}
-        for column in (*self.evaluation.slices.columns, *self.evaluation.slices.protected):
+    def _contradictions(self) -> Iterator[str]:
+        framing, requirements, slices, split = self.framing, self.requirements, self.evaluation.slices, self.data.split
+        groups = {"quality": requirements.quality, "guard_rails": requirements.guard_rails}
+        asked = [(f"requirements.{group}.{i}.metric", t.metric) for group, targets in groups.items() for i, t in enumerate(targets)]
+        asked += [("requirements.kpi.moved_by.metric", requirements.kpi.moved_by.metric), ("evaluation.slices.metric", slices.metric)]
+        for name, metric in asked:
+            if metric not in METRICS_OF[framing.task]:
+                yield f"{name} is {metric!r}, which does not measure a {framing.task} task; give one of {', '.join(METRICS_OF[framing.task])}"
+        if (self.evaluation.threshold is None) != (framing.task != "binary"):
+            yield "evaluation.threshold is for binary tasks: give one there and null elsewhere"
+        needed = {"time": "time", "group": "entity"}.get(split.by)
+        if needed and getattr(framing, needed) is None:
+            yield f"data.split.by is {split.by}, but framing.{needed} names no column; name it, or split in another way"
+        names = {i.name for i in framing.inputs}
+        for column in (*slices.columns, *slices.protected):
             if column not in names:
-                raise ValueError(f"evaluation.slices names {column!r}, which is not an input{_closest(column, names)}")
-        for column in self.requirements.constraints.personal_columns:
+                yield f"evaluation.slices names {column!r}, which is not an input{_closest(column, names)}"
+        for column in requirements.constraints.personal_columns:
             if column in names:
-                raise ValueError(
-                    f"requirements.constraints.personal_columns holds {column!r}, so the model may not read it; take it out of framing.inputs"
-                )
-        return self
+                yield f"requirements.constraints.personal_columns holds {column!r}, so the model may not read it; take it out of framing.inputs"
 
 
 # ---- reading -----------------------------------------------------------------------------
@@ -634,19 +614,20 @@ def line_numbers(text: str) -> dict[tuple[str, ...], int]:
 
 def _sentence(path: Path, text: str, error: Any) -> str:
     """One pydantic error as `file line: key is value: what is wrong`."""
-    keys = tuple(str(k) for k in error["loc"])
-    lines = line_numbers(text)
+    message, lines = error["msg"].removeprefix("Value error, "), line_numbers(text)
+    keys = tuple(str(k) for k in error["loc"]) or tuple(message.partition(" ")[0].split("."))  # between sections, the message begins with the key
     known = keys
     while known and known not in lines:
         known = known[:-1]
     where = f"{path} line {lines[known]}" if known else str(path)
-    name = ".".join(keys) or "params"
+    name = ".".join(keys)
     if error["type"] == "extra_forbidden":
         meant = _closest(keys[-1], _known_keys())
         return f"{where}: {name} is not a known key{meant + ' Mend its spelling, or' if meant else ';'} take it out"
     if error["type"] == "missing":
         return f"{where}: {name} is missing; add it"
-    message = error["msg"].removeprefix("Value error, ")
+    if not error["loc"]:
+        return f"{where}: {message}"
     shown = "" if isinstance(error["input"], dict | BaseModel) else f" is {error['input']!r}"
     return f"{where}: {name}{shown}: {message}"
 

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..params import REPORTS, Target
-from .page import page, section, table, whole_folder, write_text
+from ..params import REPORTS
+from .page import page, plain, section, table, whole_folder, write_text
 
 STEPS = {
     "requirements": "1-requirements",
@@ -55,13 +55,7 @@ def check_bound(
     """Compare a number with one bound; NaN fails. `mend` is said when it does."""
     bound, ok = (at_least, measured >= at_least) if at_least is not None else (at_most, measured <= (at_most or 0.0))
     words = "at least" if at_least is not None else "at most"
-    outcome: Outcome = "pass" if ok else "fail"
-    return Check(requirement, check, _number(measured, unit), f"{words} {_number(bound or 0.0, unit)}", outcome, "" if ok else mend)
-
-
-def check_target(requirement: str, check: str, target: Target, measured: float, mend: str = "") -> Check:
-    """Compare a measured metric with a target of params.yaml."""
-    return check_bound(requirement, check, measured, at_least=target.at_least, at_most=target.at_most, mend=mend)
+    return check_that(requirement, check, ok, f"{plain(measured)} {unit}".rstrip(), f"{words} {plain(bound or 0.0)} {unit}".rstrip(), mend)
 
 
 def check_that(requirement: str, check: str, ok: bool, measured: str, limit: str, mend: str = "") -> Check:
@@ -123,13 +117,6 @@ def close_gate(step: str, error: StepFailed) -> None:
 
 
 def checks_section(checks: Sequence[Check], heading: str = "Checks") -> str:
-    """The checks as a part of a page; reasons have a column where there are any."""
-    columns = 6 if any(c.reason for c in checks) else 5
-    header = ("requirement", "check", "measured", "limit", "verdict", "why")[:columns]
-    rows = [(c.requirement, c.check, c.measured, c.limit, c.outcome, c.reason)[:columns] for c in checks]
-    return section(heading, table(header, rows))
-
-
-def _number(value: float, unit: str) -> str:
-    shown = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-    return f"{shown} {unit}".rstrip()
+    """The checks as a part of a page, reasons below what was checked."""
+    rows = [(c.requirement, f"{c.check}\n{c.reason}".strip(), c.measured, c.limit, c.outcome) for c in checks]
+    return section(heading, table(("requirement", "check", "measured", "limit", "verdict"), rows))

@@ -2,7 +2,6 @@
 
 import html
 import io
-import math
 import os
 import re
 import shutil
@@ -20,13 +19,13 @@ COLOURS = (BLUE, AMBER, GREEN, RED, "#6b4fa0", "#3a8f96", "#a0567a", GREY)
 STYLE = Template("""
 :root { color-scheme: light }
 body { font: 16px/1.55 system-ui, sans-serif; color: $ink; background: #f6f7f9; margin: 0 }
-main { max-width: 60rem; margin: 0 auto; padding: 2rem 1.25rem 4rem }
+main { max-width: 66rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; overflow-x: auto }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: .4rem 0 .2rem }
 h2 { font-size: 1.15rem; margin: 2rem 0 .5rem }
 nav, .lead { color: #55626f }
 a { color: $blue }
 table { border-collapse: collapse; width: 100%; background: #fff; font-size: .92rem; margin: .5rem 0 }
-th, td { text-align: left; vertical-align: top; padding: .42rem .6rem; border-bottom: 1px solid #e4e8ec; overflow-wrap: break-word }
+th, td { text-align: left; vertical-align: top; padding: .42rem .6rem; border-bottom: 1px solid #e4e8ec; white-space: pre-line }
 th { background: #eef1f4; font-weight: 600 }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
 .pass, .fail, .not { border-radius: 1em; padding: .08em .7em; font-weight: 600; font-size: .85em; white-space: nowrap }
@@ -56,8 +55,8 @@ def section(heading: str, *parts: str) -> str:
 
 
 def paragraph(text: str) -> str:
-    """Plain text as a paragraph."""
-    return f"<p>{html.escape(text)}</p>"
+    """Plain text as a paragraph, `code` in it set as code."""
+    return f"<p>{_escaped(text)}</p>"
 
 
 def preformatted(text: str) -> str:
@@ -73,6 +72,17 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     head = "".join(f"<th{m}>{html.escape(h)}</th>" for h, m in zip(header, mark, strict=True))
     body = "".join("<tr>" + "".join(f"<td{m}>{_cell(v)}</td>" for v, m in zip(r, mark, strict=True)) + "</tr>\n" for r in rows)
     return f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table>"
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """The same in Markdown."""
+    cells = [[str(v).replace("|", "\\|").replace("\n", " ") for v in row] for row in rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *cells))
+
+
+def plain(number: float) -> str:
+    """A number for people: without its fraction from a thousand on, else with the four digits that tell."""
+    return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.4g}"
 
 
 class Link(str):
@@ -98,7 +108,7 @@ def axes(width: float = 7.0, height: float = 2.8, columns: int = 1, rows: int = 
     style: Any = {
         "font.family": "sans-serif", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
         "axes.edgecolor": GREY, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
-        "axes.grid": True, "axes.axisbelow": True, "grid.color": "#e4e8ec", "legend.frameon": False,
+        "axes.grid": True, "axes.axisbelow": True, "grid.color": "#e4e8ec", "axes.formatter.limits": (-4, 8),
     }  # fmt: skip
     with mpl.rc_context(style):
         drawing = Figure(figsize=(width, height), layout="constrained")
@@ -132,8 +142,10 @@ def _cell(value: Any) -> str:
         return f'<a href="{html.escape(value)}">{html.escape(value)}</a>' if value else ""
     if value in ("pass", "fail", "not measured", "not run"):
         return f'<span class="{str(value).split()[0]}">{value}</span>'
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    if value is None or value != value:  # noqa: PLR0124 - NaN
         return "–"
-    if isinstance(value, float):
-        return f"{value:,.4g}"
-    return html.escape(f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value))
+    return _escaped(str(value)) if isinstance(value, bool) or not isinstance(value, int | float) else plain(value)
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"`([^`\n]+)`", r"<code>\1</code>", html.escape(text))

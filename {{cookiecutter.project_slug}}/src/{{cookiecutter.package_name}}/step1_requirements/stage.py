@@ -1,10 +1,11 @@
 """Step 1 at work: the requirements document, the table that traces every requirement to its proof, and what `run` says at its end."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import astuple
 
 from ..params import REPORTS, Params, Requirements, Target
-from .checks import STEPS, Check, check_that, checks_section, load_verdict, save_verdict
-from .page import Link, page, preformatted, section, table, whole_folder, write_text
+from .checks import STEPS, Check, check_that, checks_section, load_verdict, not_measured, save_verdict
+from .page import Link, markdown_table, page, paragraph, plain, section, table, whole_folder, write_text
 
 INDEX = REPORTS / "index.html"
 COLOURS = {"pass": "green", "fail": "bold red", "not run": "dim"}
@@ -20,61 +21,48 @@ WATCHED = {
 
 def run(params: Params) -> None:
     """Write reports/1-requirements. Contradictions were refused when params.yaml was read."""
-    requirements = params.requirements
-    document = requirements_document(requirements)
     checks = [check_that("requirements", "typed, complete and free of contradictions", True, "consistent", "consistent")]
     with whole_folder(REPORTS / STEPS["requirements"]) as folder:
-        write_text(folder / "requirements.md", document)
-        write_text(folder / "index.html", page("Step 1: requirements", requirements.goal, preformatted(document)))
+        write_text(folder / "index.html", requirements_document(params.requirements))
         save_verdict("requirements", checks, folder)
 
 
-def requirements_document(requirements: Requirements) -> str:
-    """The requirements as Markdown, for people who do not read YAML."""
-    r, kpi = requirements, requirements.kpi
-    fallback = "answers and says so" if r.constraints.fallback_allowed else "may not answer; the service says it is not ready"
-    lines = [
-        "# Requirements",
-        "",
-        f"**Goal.** {r.goal}",
-        "",
-        f"**Owner.** {r.owner}. **Users.** {', '.join(r.users)}. **Stakeholders.** {', '.join(r.stakeholders) or 'none named'}.",
-        "",
-        "## What success is",
-        "",
-        f"{kpi.name}, in {kpi.unit}: from {kpi.baseline:g} to {kpi.target:g} ({kpi.better} is better). "
-        f"Moved by {kpi.moved_by.metric}, today {kpi.moved_by.today:g}, each whole unit above it by "
-        f"{kpi.moved_by.effect_per_unit:g}: {kpi.moved_by.because}",
-        "",
-        "| requirement | limit | unit | proven by |",
-        "|---|---|---|---|",
-        *(_row(f"quality.{t.metric}", t, "evaluation gate, with a bootstrap interval") for t in r.quality),
-        *(_row(f"guard_rails.{t.metric}", t, "evaluation gate") for t in r.guard_rails),
-        f"| lift_over_baseline | at least {r.lift_over_baseline:g} | the main metric | evaluation gate, against the better of two baselines |",
-        f"| latency_ms.p50 | at most {r.latency_ms.p50:g} | ms | load-test gate, alert rules |",
-        f"| latency_ms.p99 | at most {r.latency_ms.p99:g} | ms | load-test gate, alert rules |",
-        f"| throughput_per_second | at least {r.throughput_per_second:g} | requests/s | load-test gate, replicas |",
-        f"| availability | at least {r.availability:g} | share of requests | error-budget alert rules |",
-        f"| cost_per_prediction_usd | at most {r.cost_per_prediction_usd:g} | USD | load-test gate |",
-        "",
-        "## Scale",
-        "",
-        f"{r.scale.requests_per_day_now:,} requests a day now, {r.scale.requests_per_day_in_a_year:,} in a year; "
-        f"{r.scale.models} model(s); about {r.scale.training_rows:,} rows to learn from. Labels arrive after about {r.label_delay_days:g} days.",
-        "",
-        "## Constraints",
-        "",
-        f"* Privacy: {r.constraints.privacy} Columns the model may not read: {', '.join(r.constraints.personal_columns) or 'none'}.",
-        f"* Interpretability: {r.constraints.interpretability}",
-        f"* Human in the loop: {r.constraints.human_in_the_loop}",
-        f"* When no model can be loaded, the rule-like baseline {fallback}.",
-        "",
-        "## The four qualities",
-        "",
-        *(f"* **{name.capitalize()}**: {q.means} Proven by: {', '.join(q.proven_by)}." for name, q in r.qualities.items()),
-        "",
+def requirements_document(r: Requirements) -> str:
+    """The requirements as a page, for people who do not read YAML."""
+    kpi, scale, limits = r.kpi, r.scale, r.constraints
+    success = (f"{kpi.name}, in {kpi.unit}: from {plain(kpi.baseline)} to {plain(kpi.target)} ({kpi.better} is better). Moved by "
+               f"{kpi.moved_by.metric}, today {kpi.moved_by.today:g}, each whole unit above it by {plain(kpi.moved_by.effect_per_unit)}: "
+               f"{kpi.moved_by.because}")  # fmt: skip
+    bounds = [
+        *((f"quality.{t.metric}", _words(t), t.unit, "evaluation gate, with a bootstrap interval") for t in r.quality),
+        *((f"guard_rails.{t.metric}", _words(t), t.unit, "evaluation gate") for t in r.guard_rails),
+        ("lift_over_baseline", f"at least {plain(r.lift_over_baseline)}", "the main metric", "evaluation gate, against the better of two baselines"),
+        ("latency_ms.p50", f"at most {r.latency_ms.p50:g}", "ms", "load-test gate, alert rules"),
+        ("latency_ms.p99", f"at most {r.latency_ms.p99:g}", "ms", "load-test gate, alert rules"),
+        ("throughput_per_second", f"at least {plain(r.throughput_per_second)}", "requests/s", "load-test gate, replicas"),
+        ("availability", f"at least {r.availability:g}", "share of requests", "error-budget alert rules"),
+        ("cost_per_prediction_usd", f"at most {r.cost_per_prediction_usd:g}", "USD", "load-test gate"),
     ]
-    return "\n".join(lines)
+    sizes = (f"{scale.requests_per_day_now:,} requests a day now, {scale.requests_per_day_in_a_year:,} in a year; {scale.models} model(s); "
+             f"about {scale.training_rows:,} rows to learn from. Labels arrive after about {r.label_delay_days:g} days.")  # fmt: skip
+    fallback = "the rule-like baseline answers, and says so" if limits.fallback_allowed else "the service says that it is not ready"
+    constraints = [
+        ("privacy", f"{limits.privacy} Columns the model may not read: {', '.join(limits.personal_columns) or 'none'}."),
+        ("interpretability", limits.interpretability),
+        ("human in the loop", limits.human_in_the_loop),
+        ("when no model can be loaded", fallback),
+    ]
+    qualities = [(name, quality.means, ", ".join(quality.proven_by)) for name, quality in r.qualities.items()]
+    people = [("owner", r.owner), ("users", ", ".join(r.users)), ("stakeholders", ", ".join(r.stakeholders) or "none named")]
+    return page(
+        "Step 1: requirements",
+        r.goal,
+        section("For whom", table(("who", "is"), people)),
+        section("What success is", paragraph(success), table(("requirement", "limit", "unit", "proven by"), bounds)),
+        section("Scale", paragraph(sizes)),
+        section("Constraints", table(("what", "is"), constraints)),
+        section("The four qualities", table(("quality", "means", "proven by"), qualities)),
+    )
 
 
 def traceability(requirements: Requirements, verdicts: Mapping[str, Sequence[Check] | None]) -> list[Check]:
@@ -88,14 +76,8 @@ def traceability(requirements: Requirements, verdicts: Mapping[str, Sequence[Che
     for name in requirements.ids():
         found = [c for c in checks if c.requirement == name]
         reason = WATCHED.get(name, "the step that measures it has not run")
-        traced += found or [Check(name, "–", "–", "–", "not measured", reason)]
+        traced += found or [not_measured(name, "", reason)]
     return traced + [c for c in checks if c.requirement not in requirements.ids()]
-
-
-def traceability_markdown(checks: Sequence[Check]) -> str:
-    """The traceability table as Markdown."""
-    rows = [f"| {c.requirement} | {c.check} | {c.measured} | {c.limit} | {c.outcome} | {c.reason} |" for c in checks]
-    return "\n".join(["| requirement | check | measured | limit | verdict | why |", "|---|---|---|---|---|---|", *rows, ""])
 
 
 def summarize(params: Params) -> None:
@@ -106,17 +88,19 @@ def summarize(params: Params) -> None:
 
     traced = traceability(params.requirements, verdicts)
     steps = [(STEPS[step][0], step, _verdict(checks), f"{STEPS[step]}/index.html" if checks else "") for step, checks in verdicts.items()]
-    others = [Link("monitor/index.html")] if (REPORTS / "monitor/index.html").exists() else []
+    found = sorted(path.parent.name for path in REPORTS.glob("*/index.html"))
+    others = [(name, Link(f"{name}/index.html")) for name in found if name not in STEPS.values()]
     body = page(
         params.requirements.goal,
         "The seven steps of this system, and what each requirement rests on.",
         table(("step", "what", "verdict", "report"), [(n, s, v, Link(r)) for n, s, v, r in steps]),
         checks_section(traced, "Requirements and their proof"),
-        *(section("Monitor", str(table(("newest look",), [(o,)]))) for o in others),
+        section("Besides the run", table(("command", "its newest report"), others)) if others else "",
         home="",
     )
     write_text(INDEX, body)
-    write_text(REPORTS / "traceability.md", traceability_markdown(traced))
+    header, rows = ("requirement", "check", "measured", "limit", "verdict", "why"), map(astuple, traced)
+    write_text(REPORTS / "traceability.md", markdown_table(header, rows) + "\n")
     shown = Table("step", "what", "verdict", "report", box=None)
     for number, step, verdict, path in steps:
         shown.add_row(number, step, f"[{COLOURS[verdict]}]{verdict}[/]", str(REPORTS / path) if path else "")
@@ -124,9 +108,8 @@ def summarize(params: Params) -> None:
     Console().print(f"\nAll of it as a page: {INDEX}", highlight=False)
 
 
-def _row(name: str, target: Target, proof: str) -> str:
-    words = "at least" if target.at_least is not None else "at most"
-    return f"| {name} | {words} {target.bound:g} | {target.unit} | {proof} |"
+def _words(target: Target) -> str:
+    return f"{'at least' if target.at_least is not None else 'at most'} {plain(target.bound)}"
 
 
 def _up_to_the_first_failure() -> dict[str, list[Check] | None]:

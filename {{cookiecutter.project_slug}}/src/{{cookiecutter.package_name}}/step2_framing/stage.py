@@ -6,8 +6,8 @@ from typing import Literal
 
 from ..params import REPORTS, Framing, Params, Questions
 from ..step1_requirements.checks import STEPS, check_that, raise_if_failed, save_verdict
-from ..step1_requirements.page import page, paragraph, section, table, whole_folder, write_text
-from .contract import OUTPUT, json_schema
+from ..step1_requirements.page import page, paragraph, plain, section, table, whole_folder, write_text
+from .contract import OUTPUT, as_text, json_schema
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,8 @@ def run(params: Params) -> None:
     """
     framing = params.framing
     decision = decide(framing.questions)
-    measured = f"{decision.build}, because {decision.reasons[0]}"
     mend = "Write the rules instead, or correct framing.questions in params.yaml."
-    checks = [check_that("ml_or_rules", "the five questions", decision.build == "ml", measured, "ml", mend)]
+    checks = [check_that("ml_or_rules", f"the five questions: {decision.reasons[0]}", decision.build == "ml", decision.build, "ml", mend)]
     target = REPORTS / STEPS["framing"]
     with whole_folder(target) as folder:
         write_text(folder / "input_schema.json", json.dumps(json_schema(framing), indent=2, ensure_ascii=False))
@@ -64,7 +63,7 @@ def framing_page(framing: Framing, decision: Decision) -> str:
     inputs = [(i.name, i.kind, i.origin, f"{i.max_missing:.0%}", _domain(i.min, i.max, i.values), i.unit, i.describes) for i in framing.inputs]
     facts = [
         ("task", framing.task),
-        ("target", framing.target + (f" = {framing.positive!r}" if framing.positive is not None else "") + f" {framing.unit}".rstrip()),
+        ("target", framing.target + (f" = {as_text(framing.positive)}" if framing.positive is not None else "") + f" {framing.unit}".rstrip()),
         ("output", OUTPUT[framing.task]),
         ("objective function", framing.objective),
         ("metric", framing.metric),
@@ -83,4 +82,4 @@ def framing_page(framing: Framing, decision: Decision) -> str:
 def _domain(low: float | None, high: float | None, values: tuple[object, ...] | None) -> str:
     if values:
         return ", ".join(map(str, values[:8])) + (f" and {len(values) - 8} more" if len(values) > 8 else "")
-    return "" if low is None and high is None else f"{'…' if low is None else f'{low:g}'} to {'…' if high is None else f'{high:g}'}"
+    return " ".join(f"{word} {plain(bound)}" for word, bound in (("from", low), ("to", high)) if bound is not None)

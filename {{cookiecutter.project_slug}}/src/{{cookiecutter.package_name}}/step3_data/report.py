@@ -6,13 +6,14 @@ from typing import Any
 import duckdb
 import numpy as np
 import pandas as pd
+from matplotlib.dates import AutoDateLocator
 
 from ..params import Framing, Input
 from ..step1_requirements.checks import Check, checks_section
 from ..step1_requirements.page import BLUE, GREEN, RED, axes, figure, page, section, table
 from ..step2_framing.contract import as_text
 from .source import in_sql, name, text
-from .split import PARTS, Counts
+from .split import LEFT_OUT, PARTS, Counts
 
 SAMPLE_ROWS = 20_000  # behind the pictures of single columns
 LEAST_ROWS = 20  # behind one point of the target's curve
@@ -21,7 +22,6 @@ COLUMNS_DRAWN, ACROSS = 24, 4
 
 def data_page(connection: duckdb.DuckDBPyConnection, framing: Framing, counts: Counts, checks: Sequence[Check], alone: Mapping[str, float]) -> str:
     """The report as HTML, from the view `prepared` (all rows with their part)."""
-    rows = counts.train + counts.validation + counts.test
     called = {inside.name: field.name for inside, field in zip(in_sql(framing).inputs, framing.inputs, strict=True)}
     some = f"SELECT * EXCLUDE (row_id, part) FROM prepared USING SAMPLE reservoir({SAMPLE_ROWS} ROWS) REPEATABLE (0)"
     sample = connection.sql(some).df().rename(columns=called)
@@ -29,11 +29,10 @@ def data_page(connection: duckdb.DuckDBPyConnection, framing: Framing, counts: C
     summary = {called.get(row[0]): row for row in connection.sql(figures).fetchall()}
     columns = [(f.name, f.kind, f.origin, float(summary[f.name][4]) / 100, summary[f.name][3], _range(f, sample[f.name], summary[f.name]),
                 alone.get(f.name)) for f in framing.inputs]  # fmt: skip
-    parts = [("train", counts.train), ("validation", counts.validation), ("test", counts.test),
-             ("left out: no label yet", counts.without_label), ("left out: label not in when the test begins", counts.embargoed)]  # fmt: skip
+    parts = [(LEFT_OUT.get(part, part), rows) for part, rows in counts.items()]
     return page(
         "Step 3: data",
-        f"{rows:,} rows ready to learn from and to test on.",
+        f"{sum(counts[part] for part in PARTS):,} rows ready to learn from and to test on.",
         checks_section(checks),
         section("Rows", table(("part", "rows"), parts)),
         section("The target", _target_figure(connection, framing)),
@@ -47,22 +46,25 @@ def _range(field: Input, values: "pd.Series[Any]", summary: Sequence[Any]) -> st
         return f"{float(summary[1]):.6g} to {float(summary[2]):.6g}" if summary[1] is not None else ""
     if field.kind == "date":
         return f"{str(summary[1])[:16]} to {str(summary[2])[:16]}"
-    return ", ".join(str(v)[:30] for v in values.value_counts().index[:3])
+    return ", ".join(str(as_text(v))[:30] for v in values.value_counts().index[:3])
 
 
 def _distributions(fields: Sequence[Input], sample: pd.DataFrame) -> str:
     drawing, grid = axes(9.5, 1.75 * -(-len(fields) // ACROSS), columns=ACROSS, rows=-(-len(fields) // ACROSS))
     panels = np.atleast_1d(grid).ravel()
     for panel, field in zip(panels, fields, strict=False):
-        values = sample[field.name].dropna()
-        panel.set_title(field.name[:28], fontsize=8.5, loc="left")
+        values, kind, title = sample[field.name].dropna(), field.kind, field.name[:28]
+        if kind == "text":
+            values, kind, title = values.str.len(), "number", f"{title[:15]}, characters"
+        panel.set_title(title, fontsize=8.5, loc="left")
         panel.tick_params(labelsize=7, axis="both")
-        if field.kind in ("number", "date") and len(values):
+        if kind in ("number", "date") and len(values):
             panel.hist(values[values.between(values.quantile(0.01), values.quantile(0.99))], bins=20, color=BLUE)
-            panel.tick_params(axis="x", rotation=30 if field.kind == "date" else 0)
+            if kind == "date":
+                panel.xaxis.set_major_locator(AutoDateLocator(maxticks=4))  # type: ignore[no-untyped-call]
         elif len(values):
-            counts = values.astype(str).value_counts().head(8)[::-1]
-            panel.barh([v[:16] for v in counts.index], counts, color=BLUE)
+            counts = values.value_counts().head(8)[::-1]
+            panel.barh([str(as_text(v))[:16] for v in counts.index], counts, color=BLUE)
             panel.grid(visible=False)
     for panel in panels[len(fields) :]:
         panel.set_axis_off()

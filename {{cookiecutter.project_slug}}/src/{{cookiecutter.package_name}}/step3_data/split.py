@@ -1,6 +1,5 @@
 """A leak-free split: by time, by group, or at random by content, and the proof that it leaks nothing."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +11,20 @@ from ..step2_framing.contract import as_text
 from .source import in_sql, name, open_part, text
 
 PARTS = ("train", "validation", "test")
-
-
-@dataclass(frozen=True)
-class Counts:
-    """What became of the rows."""
-
-    train: int
-    validation: int
-    test: int
-    without_label: int
-    embargoed: int
+Counts = dict[str, int]  # rows of each part, and of what was left out
+LEFT_OUT = {"without label": "left out: no label yet", "embargoed": "left out: label not in when the test begins"}
 
 
 def assign(connection: duckdb.DuckDBPyConnection, framing: Framing, split: Split, label_delay_days: float, since: str | None = None) -> Counts:
-    """Make the table `parts` (row_id, part) from `events`.
+    """Make the table `parts` (row_id, part) from `events`; returns the rows of each part and of what was left out.
 
     Rows without a label (or with one that framing.labels does not list), or too young for theirs to have arrived, are left out. By time, the test
     part is the newest, and rows whose labels were not yet in when it began are embargoed. By group
     and at random, a hash decides, so that all rows of a group, or all equal rows, fall together.
     With `since`, older rows are history only, as if they had no label; what the world became is too young for an embargo.
+
+    Raises:
+        StepFailed: when a part is empty.
     """
     labelled = f"{name(framing.target)} IS NOT NULL"
     if framing.labels:
@@ -47,7 +40,7 @@ def assign(connection: duckdb.DuckDBPyConnection, framing: Framing, split: Split
     if empty := [p for p in PARTS if not found.get(p)]:
         mend = "give more rows, or other shares in data.split of params.yaml"
         raise StepFailed(f"data: the {empty[0]} part of the split is empty ({found}); {mend}")
-    return Counts(*(found.get(p, 0) for p in (*PARTS, "without label", "embargoed")))
+    return {part: found.get(part, 0) for part in (*PARTS, *LEFT_OUT)}
 
 
 def check_split(connection: duckdb.DuckDBPyConnection, framing: Framing, split: Split, folder: Path) -> list[Check]:

@@ -37,7 +37,7 @@ def run(params: Params) -> None:
     build(connection, inside, query)
     checks.append(check_point_in_time(connection, inside, query))
     counts = assign(connection, inside, data.split, params.requirements.label_delay_days, data.since)
-    log.info("data: %s rows to train on, %s to validate, %s to test", f"{counts.train:,}", f"{counts.validation:,}", f"{counts.test:,}")
+    log.info("data: %s rows to train on, %s to validate, %s to test", *(f"{counts[part]:,}" for part in PARTS))
     with whole_folder(PREPARED) as folder:
         _write_parts(connection, framing, folder)
         files = [folder / f"{part}.parquet" for part in PARTS]

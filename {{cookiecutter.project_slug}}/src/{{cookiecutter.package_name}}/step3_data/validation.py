@@ -133,9 +133,8 @@ def check_alone(scores: dict[str, float], limit: float) -> Check:
 def _bins(field: Input, values: Sequence[Any], half: NDArray[Any]) -> NDArray[Any]:
     """An integer per row: quantile bins of numbers and dates, one bin per value of everything else, bin 0 for missing."""
     if field.kind in ("number", "date"):
-        kind = np.float64 if field.kind == "number" else "datetime64[us]"
-        numbers = np.asarray(values, dtype=kind).astype(np.float64)
-        missing = np.isnan(numbers) | (np.asarray(values, dtype=kind) != np.asarray(values, dtype=kind))
+        given = np.asarray(values, dtype=np.float64 if field.kind == "number" else "datetime64[us]")
+        numbers, missing = given.astype(np.float64), np.isnan(given)
         known = numbers[half & ~missing]
         edges = np.unique(np.quantile(known, np.linspace(0, 1, BINS))) if len(known) else np.zeros(1)
         return np.where(missing, 0, np.searchsorted(edges, numbers, side="right") + 1)

@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.inspection import permutation_importance
 from sklearn.tree import export_text
 
-from ..params import CANDIDATE, PATH, PREPARED, REPORTS, Framing, Params
+from ..params import CANDIDATE, PREPARED, REPORTS, Framing, Params
 from ..step1_requirements.checks import STEPS, check_that, save_verdict
 from ..step1_requirements.page import BLUE, axes, figure, page, paragraph, preformatted, section, table, whole_folder, write_text
 from ..step3_data.encode import number_names, string_inputs
@@ -46,19 +46,6 @@ def run(params: Params) -> None:
         save_verdict("model", checks, folder)
 
 
-def tune(params: Params, write: bool) -> tuple[dict[str, Any], float]:
-    """Search for better settings; with `write`, put the winner into params.yaml. Returns settings and score."""
-    from .tune import search, write_winner
-
-    framing, model = params.framing, params.model
-    classes = classes_in(framing, PREPARED / "train.parquet")
-    part = read_part(framing, PREPARED / "train.parquet", classes)
-    study = search(framing, model, params.data.split, part, f"{model.kind}-{framing.metric}-{data_version(PREPARED)}")
-    if write:
-        write_winner(PATH, model, study.best_params)
-    return study.best_params, study.best_value
-
-
 def _page(framing: Framing, trained: Trained, part: Part, scores: dict[str, float], settings: dict[str, Any],
           version: str, run_id: str, versions: dict[str, str]) -> str:  # fmt: skip
     names = {"model": "the model", "rule": "rule-like baseline", "trivial": "trivial baseline"}
@@ -67,7 +54,8 @@ def _page(framing: Framing, trained: Trained, part: Part, scores: dict[str, floa
         f"Version {version} of the registry, a {settings['kind']} model, is the challenger.",
         section("On the validation part", table(("what", framing.metric), [(names[k], abs(v)) for k, v in scores.items()])),
         section("What the model listens to", _importance_figure(framing, trained, part)),
-        section("The rule-like baseline", paragraph("A shallow tree: what a person could write down."), preformatted(_rules(framing, trained))),
+        section("The rule-like baseline", paragraph("A shallow tree: what a person could write down. `a = b <= 0.50` says that a is not b."),
+                preformatted(_rules(framing, trained))),
         section("Settings", table(("setting", "value"), settings.items())),
         section("Where it came from", table(("what", "is"), {"run": f"{run_id} in {BACKEND}", **versions}.items())),
     )  # fmt: skip

@@ -9,46 +9,38 @@ import optuna
 from ruamel.yaml import YAML
 from sklearn.model_selection import BaseCrossValidator, GroupKFold, KFold, StratifiedKFold, TimeSeriesSplit, cross_val_score
 
-from ..params import Framing, Model, Split
+from ..params import PREPARED, Framing, Model, Params, Split
 from ..step1_requirements.page import write_text
 from .pipeline import build_pipeline
-from .train import Part, scorer_of
+from .train import Part, classes_in, data_version, read_part, scorer_of
 
 STUDIES = Path("models/tune.db")
 
 
-def search(framing: Framing, model: Model, split: Split, part: Part, study_name: str) -> optuna.Study:
-    """Run model.tune.trials trials; a search that was interrupted goes on where it stopped.
-
-    Args:
-        study_name: names data and settings; the same name resumes.
-    """
+def search(params: Params) -> optuna.Study:
+    """Run model.tune.trials trials on the training part; interrupted, and run on the same data again, it goes on where it stopped."""
+    framing, model = params.framing, params.model
+    train = PREPARED / "train.parquet"
+    part = read_part(framing, train, classes_in(framing, train))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     STUDIES.parent.mkdir(parents=True, exist_ok=True)
-    sampler = optuna.samplers.TPESampler(seed=model.seed)
+    name, sampler = f"{model.kind}-{framing.metric}-{data_version(PREPARED)}", optuna.samplers.TPESampler(seed=model.seed)
     study = optuna.create_study(
-        storage=f"sqlite:///{STUDIES.as_posix()}", study_name=study_name, direction="maximize", load_if_exists=True, sampler=sampler
+        storage=f"sqlite:///{STUDIES.as_posix()}", study_name=name, direction="maximize", load_if_exists=True, sampler=sampler
     )
     done = sum(t.state == optuna.trial.TrialState.COMPLETE for t in study.trials)
     if not done:
-        study.enqueue_trial(_current(model))
-    folds, groups = _folds(framing, split, model, part)
+        study.enqueue_trial(getattr(model, model.kind).model_dump())
+    folds, groups = _folds(framing, params.data.split, model, part)
+    how: dict[str, Any] = {"scoring": scorer_of(framing), "cv": folds, "groups": groups, "error_score": "raise"}
 
     def score(trial: optuna.Trial) -> float:
-        tried = _with(model, _suggest(trial, model))
-        pipeline = build_pipeline(framing, tried, tried.kind, part.frame)
-        return float(
-            cross_val_score(pipeline, part.frame, part.labels, scoring=scorer_of(framing), cv=folds, groups=groups, error_score="raise").mean()
-        )
+        settings = type(getattr(model, model.kind))(**_suggest(trial, model))
+        tried = model.model_copy(update={model.kind: settings})
+        return float(cross_val_score(build_pipeline(framing, tried, model.kind, part.frame), part.frame, part.labels, **how).mean())
 
     study.optimize(score, n_trials=max(0, model.tune.trials - done), show_progress_bar=True)
     return study
-
-
-def write_winner(path: Path, model: Model, winner: dict[str, Any]) -> None:
-    """Put the winning settings into params.yaml."""
-    rounded = {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in winner.items()}
-    write_values(path, {f"model.{model.kind}.{name}": value for name, value in rounded.items()})
 
 
 def write_values(path: Path, values: Mapping[str, Any]) -> None:
@@ -68,21 +60,12 @@ def write_values(path: Path, values: Mapping[str, Any]) -> None:
     write_text(path, text.getvalue())
 
 
-def _current(model: Model) -> dict[str, Any]:
-    settings: dict[str, Any] = getattr(model, model.kind).model_dump()
-    return settings
-
-
-def _with(model: Model, settings: dict[str, Any]) -> Model:
-    return model.model_copy(update={model.kind: type(getattr(model, model.kind))(**settings)})
-
-
 def _suggest(trial: optuna.Trial, model: Model) -> dict[str, Any]:
     if model.kind == "linear":
         return {"c": trial.suggest_float("c", 1e-3, 1e2, log=True)}
     return {
         "learning_rate": trial.suggest_float("learning_rate", 0.01, 0.3, log=True),
-        "max_iter": trial.suggest_int("max_iter", 50, 500, log=True),
+        "max_iter": trial.suggest_int("max_iter", 20, 500, log=True),
         "max_leaf_nodes": trial.suggest_int("max_leaf_nodes", 4, 63, log=True),
         "min_samples_leaf": trial.suggest_int("min_samples_leaf", 5, 200, log=True),
         "l2_regularization": trial.suggest_float("l2_regularization", 1e-3, 10.0, log=True),

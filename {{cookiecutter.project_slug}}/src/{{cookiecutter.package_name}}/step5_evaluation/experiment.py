@@ -85,8 +85,8 @@ def read_results(path: Path) -> dict[str, list[float]]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             for line, row in enumerate(csv.DictReader(file), start=2):
-                if row.get("arm") not in values:
-                    raise StepFailed(f"{path} line {line}: arm is {row.get('arm')!r}; it must be champion or challenger")
+                if row["arm"] not in values:
+                    raise StepFailed(f"{path} line {line}: arm is {row['arm']!r}; it must be champion or challenger")
                 values[row["arm"]].append(float(row["kpi"]))
     except (OSError, KeyError, ValueError, TypeError) as error:
         raise StepFailed(f"{path}: {error}; give a CSV with the columns arm and kpi, one row per unit") from None

@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..params import Evaluation, Framing, Requirements
-from ..step1_requirements.checks import Check, check_bound, check_target, check_that, not_measured
+from ..step1_requirements.checks import Check, check_bound, check_that, not_measured
+from ..step1_requirements.page import plain
 from .metrics import Estimate
 from .slices import Slice, protected_gap, worst_drop
 
@@ -34,37 +36,32 @@ class Measured:
 
 def gate(requirements: Requirements, framing: Framing, evaluation: Evaluation, measured: Measured) -> list[Check]:
     """Hold every requirement of this step against what was measured."""
-    checks = []
+    checks, slices = [], evaluation.slices
     for group, targets in (("quality", requirements.quality), ("guard_rails", requirements.guard_rails)):
         for target in targets:
-            estimate = measured.metrics[target.metric]
-            mend = f"Its interval is {estimate.low:.4g} to {estimate.high:.4g}. Improve the model, or change requirements.{group} openly."
-            checks.append(check_target(f"{group}.{target.metric}", f"{target.metric} on the test part", target, estimate.value, mend))
+            found = measured.metrics[target.metric]
+            mend = f"Its value and interval are {found}. Improve the model, or change requirements.{group} openly."
+            bounds: dict[str, Any] = {"at_least": target.at_least, "at_most": target.at_most}
+            checks.append(check_bound(f"{group}.{target.metric}", f"{target.metric} on the test part", found.value, **bounds, mend=mend))
     checks.append(_lift(requirements, framing, measured))
-    drop, where = worst_drop(evaluation.slices, list(measured.slices))
     mend = "Give that slice more data or features, or judge it openly in evaluation.slices."
-    checks.append(
-        check_bound(
-            "worst_slice", f"drop of {evaluation.slices.metric} on the worst slice ({where})", drop, at_most=evaluation.slices.max_drop, mend=mend
-        )
-    )
-    gap, where = protected_gap(evaluation.slices, list(measured.slices))
+    checks.append(_part("worst_slice", f"drop of {slices.metric} on the worst slice", worst_drop(slices, measured.slices), slices.max_drop, mend))
     mend = "The model serves one group worse: look at its data before anything else."
-    checks.append(
-        check_bound(
-            "protected_gap",
-            f"gap of {evaluation.slices.metric} between protected groups ({where})",
-            gap,
-            at_most=evaluation.slices.max_gap,
-            mend=mend,
-        )
-    )
+    gap = protected_gap(slices, measured.slices)
+    checks.append(_part("protected_gap", f"gap of {slices.metric} between protected groups", gap, slices.max_gap, mend))
     checks.append(_champion(evaluation, framing, measured.champion))
     kpi, moved_by = requirements.kpi, requirements.kpi.moved_by
-    expected = kpi.expected(measured.metrics[moved_by.metric].value)
-    reason = f"estimate: {expected:,.4g} {kpi.unit}, from {moved_by.metric}; only the online test measures it"
-    checks.append(not_measured("kpi", f"{kpi.name}, target {kpi.target:,.4g}", reason))
+    expected = plain(kpi.expected(measured.metrics[moved_by.metric].value))
+    reason = f"estimate: {expected} {kpi.unit}, from {moved_by.metric}; only the online test measures it"
+    checks.append(not_measured("kpi", f"{kpi.name}, target {plain(kpi.target)}", reason))
     return checks
+
+
+def _part(requirement: str, what: str, found: tuple[float, str] | None, most: float, mend: str) -> Check:
+    """How far one part of the test data falls behind, and where; None when there is no part to judge."""
+    if found is None:
+        return not_measured(requirement, what, "nothing that evaluation.slices names for it is large enough (min_rows)")
+    return check_bound(requirement, f"{what} ({found[1]})", found[0], at_most=most, mend=mend)
 
 
 def _lift(requirements: Requirements, framing: Framing, measured: Measured) -> Check:
@@ -72,7 +69,7 @@ def _lift(requirements: Requirements, framing: Framing, measured: Measured) -> C
     name = f"{framing.metric} over the {measured.baseline} baseline, {measured.lift}"
     mend = "The model adds too little: check labels and features, or use the rules."
     if not (measured.lift.low or 0) > 0:  # NaN is not above 0 either
-        return check_that("lift_over_baseline", name, False, f"{measured.lift.value:.6g}", "above 0 beyond noise", mend)
+        return check_that("lift_over_baseline", name, False, plain(measured.lift.value), "above 0 beyond noise", mend)
     return check_bound("lift_over_baseline", name, measured.lift.value, at_least=requirements.lift_over_baseline, mend=mend)
 
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from sklearn import metrics as sk
 
 from ..params import HIGHER_IS_BETTER, Threshold
+from ..step1_requirements.page import plain
 
 Array = NDArray[Any]
 BINS = 10
@@ -41,7 +42,7 @@ class Estimate:
     high: float | None = None
 
     def __str__(self) -> str:
-        return f"{self.value:.4g}" + ("" if self.low is None else f" [{self.low:.4g}, {self.high:.4g}]")
+        return plain(self.value) + ("" if self.low is None or self.high is None else f" [{plain(self.low)}, {plain(self.high)}]")
 
 
 def answers_of(task: str, labels: Array, predictions: Array, threshold: float | None) -> Answers:
@@ -81,20 +82,6 @@ def _log_loss(a: Answers, w: Array) -> float:
     return float(np.average(-np.log(np.clip(picked, 1e-15, 1)), weights=w))
 
 
-def _mape(a: Answers, w: Array) -> float:
-    return float(np.average(np.abs(a.labels - a.scores) / np.maximum(np.abs(a.labels), 1e-9), weights=w))
-
-
-def _top2(a: Answers, w: Array) -> float:
-    best = np.argsort(a.scores, axis=1)[:, -2:]
-    return float(np.average((best == a.labels[:, None]).any(axis=1), weights=w))
-
-
-def _median_error(a: Answers, w: Array) -> float:
-    errors, order = np.abs(a.labels - a.scores), np.argsort(np.abs(a.labels - a.scores))
-    return float(errors[order][np.searchsorted(np.cumsum(w[order]), w.sum() / 2)])
-
-
 METRICS: dict[str, Callable[[Answers, Array], float]] = {
     "roc_auc": lambda a, w: float(sk.roc_auc_score(a.labels, a.scores, sample_weight=w)),
     "average_precision": lambda a, w: float(sk.average_precision_score(a.labels, a.scores, sample_weight=w)),
@@ -108,11 +95,11 @@ METRICS: dict[str, Callable[[Answers, Array], float]] = {
     "accuracy": lambda a, w: float(np.average(a.labels == a.decisions, weights=w)),
     "balanced_accuracy": lambda a, w: float(np.mean([_share(w, (a.labels == k) & (a.decisions == k), a.labels == k) for k in np.unique(a.labels)])),
     "f1_macro": lambda a, w: float(sk.f1_score(a.labels, a.decisions, sample_weight=w, average="macro", zero_division=0)),
-    "top2_accuracy": _top2,
+    "top2_accuracy": lambda a, w: float(np.average((np.argsort(a.scores)[:, -2:] == a.labels[:, None]).any(axis=1), weights=w)),
     "mae": lambda a, w: float(np.average(np.abs(a.labels - a.scores), weights=w)),
     "rmse": lambda a, w: float(np.sqrt(np.average((a.labels - a.scores) ** 2, weights=w))),
-    "median_absolute_error": _median_error,
-    "mape": _mape,
+    "median_absolute_error": lambda a, w: float(sk.median_absolute_error(a.labels, a.scores, sample_weight=w)),
+    "mape": lambda a, w: float(sk.mean_absolute_percentage_error(a.labels, a.scores, sample_weight=w)),
     "r2": lambda a, w: float(sk.r2_score(a.labels, a.scores, sample_weight=w)),
 }
 

@@ -7,7 +7,7 @@ from sklearn import metrics as sk
 
 from ..params import Framing, Params
 from ..step1_requirements.checks import Check, checks_section
-from ..step1_requirements.page import AMBER, BLUE, GREY, RED, axes, figure, page, paragraph, section, table
+from ..step1_requirements.page import AMBER, BLUE, GREY, RED, axes, figure, markdown_table, page, paragraph, plain, section, table
 from .experiment import Design
 from .gate import Measured
 from .metrics import Answers, calibration_bins
@@ -20,10 +20,10 @@ def evaluation_page(params: Params, measured: Measured, checks: Sequence[Check],
     metrics = [(name, e.value, e.low, e.high) for name, e in measured.metrics.items()]
     slices = [(s.column, s.value, s.rows, s.metric, s.drop, "yes" if s.judged else "no: too small") for s in measured.slices]
     expected = kpi.expected(measured.metrics[kpi.moved_by.metric].value)
-    effect = (f"{kpi.name}: {kpi.baseline:,.4g} {kpi.unit} today, {expected:,.4g} expected with this model, {kpi.target:,.4g} wanted. "
+    effect = (f"{kpi.name}: {plain(kpi.baseline)} {kpi.unit} today, {plain(expected)} expected with this model, {plain(kpi.target)} wanted. "
               f"{kpi.moved_by.because} This is an estimate from {kpi.moved_by.metric}, not a measurement.")  # fmt: skip
     online = (f"{plan.champion_units:,} units with the champion and {plan.challenger_units:,} with the challenger show a change of "
-              f"{params.evaluation.experiment.smallest_effect:g} {kpi.unit} per unit; at today's traffic that takes {plan.days:,.2g} days. "
+              f"{params.evaluation.experiment.smallest_effect:g} in the mean per unit; at today's traffic that takes {plain(plan.days)} days. "
               "Put the results in a CSV with the columns arm and kpi and run `experiment` on it.")  # fmt: skip
     return page(
         "Step 5: evaluation",
@@ -43,20 +43,19 @@ def evaluation_page(params: Params, measured: Measured, checks: Sequence[Check],
 def model_card(params: Params, measured: Measured, checks: Sequence[Check], version: dict[str, str]) -> str:
     """The model card (Mitchell et al. 2019) as Markdown."""
     r, framing = params.requirements, params.framing
-    metrics = [f"| {n} | {e} |" for n, e in measured.metrics.items()]
-    slices = [f"| {s.column} = {s.value} | {s.rows} | {s.metric:.4g} |" for s in measured.slices]
-    verdicts = [f"| {c.requirement} | {c.measured} | {c.limit} | {c.outcome} |" for c in checks]
-    decides = "" if measured.threshold is None else f" It says yes at a score of {measured.threshold:.4g} and above."
+    decides = "" if measured.threshold is None else f" It says yes at a score of {plain(measured.threshold)} and above."
     return "\n".join([
         f"# Model card: {framing.target}, version {version['version']}", "",
         f"**What it is for.** {r.goal}. Used by {', '.join(r.users)}. Not for anything else.", "",
         f"**What it does.** A {params.model.kind} model for a {framing.task} task: from {len(framing.inputs)} inputs "
         f"it predicts {framing.target}.{decides}", "",
         f"**Where it came from.** Data {version['data']}, code {version['code']}, run {version['run']}. Owner: {r.owner}.", "",
-        "## Measured on the newest data it never saw", "", "| metric | value, with interval |", "|---|---|", *metrics, "",
+        "## Measured on the newest data it never saw", "", markdown_table(("metric", "value, with interval"), measured.metrics.items()), "",
         f"Over the {measured.baseline} baseline it adds {measured.lift} in {framing.metric}.", "",
-        f"## By slice ({params.evaluation.slices.metric})", "", "| slice | rows | value |", "|---|---|---|", *slices, "",
-        "## Requirements", "", "| requirement | measured | limit | verdict |", "|---|---|---|---|", *verdicts, "",
+        f"## By slice ({params.evaluation.slices.metric})", "",
+        markdown_table(("slice", "rows", "value"), [(f"{s.column} = {s.value}", s.rows, plain(s.metric)) for s in measured.slices]), "",
+        "## Requirements", "",
+        markdown_table(("requirement", "measured", "limit", "verdict"), [(c.requirement, c.measured, c.limit, c.outcome) for c in checks]), "",
         "## Limits", "",
         f"* Privacy: {r.constraints.privacy}", f"* Interpretability: {r.constraints.interpretability}",
         f"* People: {r.constraints.human_in_the_loop}",

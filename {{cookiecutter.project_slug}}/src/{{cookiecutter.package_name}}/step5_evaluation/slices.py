@@ -1,6 +1,6 @@
 """Parts of the test data that must not collapse while the average looks well."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ from ..params import HIGHER_IS_BETTER, Slices
 from ..step2_framing.contract import as_text
 from .metrics import Answers, measure
 
+MANY = 12  # different numbers
 QUARTERS = ("lowest quarter", "second quarter", "third quarter", "highest quarter")
 
 
@@ -38,26 +39,24 @@ def measure_slices(settings: Slices, rows: pd.DataFrame, answers: Answers) -> li
     return found
 
 
-def worst_drop(settings: Slices, slices: list[Slice]) -> tuple[float, str]:
-    """The largest drop among the judged slices and where it is; 0 and "no slice" when none is judged."""
-    judged = [s for s in slices if s.judged and s.column in settings.columns]
-    worst = max(judged, key=lambda s: s.drop, default=None)
-    return (worst.drop, f"{worst.column} = {worst.value}") if worst else (0.0, "no slice is large enough")
+def worst_drop(settings: Slices, slices: Sequence[Slice]) -> tuple[float, str] | None:
+    """The largest drop among the judged slices, relative to the whole, and where it is; None when none is judged."""
+    return max(((s.drop, f"{s.column} = {s.value}") for s in slices if s.judged and s.column in settings.columns), default=None)
 
 
-def protected_gap(settings: Slices, slices: list[Slice]) -> tuple[float, str]:
-    """The largest gap between two groups of one protected column, relative to the whole, and where it is."""
+def protected_gap(settings: Slices, slices: Sequence[Slice]) -> tuple[float, str] | None:
+    """The largest gap between two groups of one protected column, relative to the whole, and where it is; None without two judged groups."""
     gaps = []
     for column in settings.protected:
         judged = sorted((s for s in slices if s.judged and s.column == column), key=lambda s: s.drop)
         if len(judged) > 1:
             gaps.append((judged[-1].drop - judged[0].drop, f"{column}: {judged[-1].value} against {judged[0].value}"))
-    return max(gaps, default=(0.0, "no protected group is large enough"))
+    return max(gaps, default=None)
 
 
 def _groups(column: pd.Series) -> Iterator[tuple[str, np.ndarray]]:
-    """Row positions by value; numbers and dates by quarter."""
-    if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column) and column.nunique() > 12:
+    """Row positions by value; numbers and dates by quarter where there are many."""
+    if (pd.api.types.is_numeric_dtype(column) or pd.api.types.is_datetime64_any_dtype(column)) and column.nunique() > MANY:
         edges = np.unique(column.quantile([0.25, 0.5, 0.75]))
         quarter = np.where(column.isna(), -1, np.searchsorted(edges, column, side="left"))
         column = pd.Series([None if q < 0 else QUARTERS[q] for q in quarter])

@@ -77,10 +77,21 @@ def _measure(params: Params, trained: Trained, test: Part, answers: Answers, thr
     }
     sign = 1 if HIGHER_IS_BETTER[framing.metric] else -1
     nearest = max(baselines, key=lambda name: sign * measure(framing.metric, baselines[name]))
-    lift = lead(framing.metric, answers, baselines[nearest], samples[framing.metric], resamples, evaluation.confidence)
+
+    def lead_over(other: Answers) -> Estimate:
+        return lead(framing.metric, answers, other, samples[framing.metric], resamples, evaluation.confidence)
+
     tracker = open_tracker()
-    champion = _champion(framing, tracker, tracker.version_of(CHAMPION), version, PREPARED / "test.parquet",
-                                trained.classes, answers, threshold, samples[framing.metric], resamples, evaluation.confidence)  # fmt: skip
+    former = tracker.version_of(CHAMPION)
+    champion = Champion(former, itself=former == version)
+    if former not in (None, version):
+        theirs = _answers_of_champion(framing, tracker, str(former), answers.labels, trained.classes, threshold)
+        if isinstance(theirs, str):
+            champion = Champion(former, why_not=f"champion {former} {theirs}")
+        else:
+            identical = bool(np.allclose(theirs.scores, answers.scores, rtol=0, atol=1e-9))
+            champion = Champion(former, lead_over(theirs), identical)
+    lift = lead_over(baselines[nearest])
     return Measured(metrics, lift, nearest, measure_slices(evaluation.slices, test.rows, answers), champion, threshold)
 
 
@@ -96,27 +107,22 @@ def _result(framing: Framing, measured: Measured, trained: Trained, version: dic
     }
 
 
-def _champion(framing: Framing, tracker: Tracker, version: str | None, challenger: str, test: Path,
-                     classes: list[str], ours: Answers, threshold: float | None, our_samples: Array, resamples: Array,
-                     confidence: float) -> Champion:  # fmt: skip
-    """The challenger against the registry's champion on the same test rows."""
-    if version is None or version == challenger:
-        return Champion(version, itself=version is not None)
+def _answers_of_champion(
+    framing: Framing, tracker: Tracker, version: str, labels: Array, classes: list[str], threshold: float | None
+) -> Answers | str:
+    """What the registry's champion says about the same test rows; a text where it cannot be compared, and why."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             files = tracker.fetch(version, Path(folder))
-            their_framing = Framing.model_validate_json((files / "framing.json").read_text(encoding="utf-8"))
+            theirs = Framing.model_validate_json((files / "framing.json").read_text(encoding="utf-8"))
             trained = read(files / "model.joblib")
         except Exception as error:  # an old champion may fail to load in any way
-            return Champion(version, why_not=f"champion {version} cannot be loaded here ({error})")
-    table = pq.read_table(test)
-    unlike = [i.name for i in their_framing.inputs if i.name not in table.column_names]
-    if unlike or (their_framing.task, their_framing.target) != (framing.task, framing.target):
-        return Champion(version, why_not=f"champion {version} was made for another contract ({', '.join(unlike) or their_framing.target})")
+            return f"cannot be loaded here ({error})"
+    table = pq.read_table(PREPARED / "test.parquet")
+    unlike = [i.name for i in theirs.inputs if i.name not in table.column_names]
+    if unlike or (theirs.task, theirs.target) != (framing.task, framing.target):
+        return f"was made for another contract ({', '.join(unlike) or theirs.target})"
     if trained.classes != classes:
-        return Champion(version, why_not=f"champion {version} knows other labels ({', '.join(trained.classes)})")
-    frame = frame_of(encode(their_framing, columns_of(table, columns_read(their_framing))))
-    predictions = predict(framing, trained.model, frame)
-    theirs = answers_of(framing.task, ours.labels, predictions, threshold)
-    identical = bool(np.allclose(theirs.scores, ours.scores, rtol=0, atol=1e-9))
-    return Champion(version, lead(framing.metric, ours, theirs, our_samples, resamples, confidence), identical)
+        return f"knows other labels ({', '.join(trained.classes)})"
+    frame = frame_of(encode(theirs, columns_of(table, columns_read(theirs))))
+    return answers_of(framing.task, labels, predict(framing, trained.model, frame), threshold)
