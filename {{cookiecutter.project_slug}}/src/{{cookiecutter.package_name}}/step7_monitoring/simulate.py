@@ -4,10 +4,11 @@ import json
 import sqlite3
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, chdir, closing
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
@@ -37,7 +38,7 @@ from .retrain import serving
 
 REPORT = REPORTS / "simulation"
 PATIENCE_SECONDS = 30.0
-DAYS_TO_LEARN = 20  # traffic is such that the labels for a retraining take so long
+DAYS_TO_LEARN = 25  # traffic is such that the labels for a retraining take so long
 
 
 @dataclass(frozen=True)
@@ -146,9 +147,7 @@ def _live(params: Params, sample: Sample, told: Told) -> None:
                 params = load()
             if serving() != current.version:
                 current = Predictor(BUNDLE, ONLINE)
-                if not _swapped(port, current.version):
-                    stack.close()
-                    port = stack.enter_context(running_service(BUNDLE, Path(params.deployment.log.path)))
+                _wait(partial(_serves, port, current.version), "take up the new bundle")
     told.lines = audit.read()
     _measure(params, sample, told, world.slice(offset, low - offset), scores, original, first)
 
@@ -198,12 +197,8 @@ def _tell(port: int, params: Params, world: pa.Table, ids: Any, rows: Any) -> No
 
 def _date(params: Params, ids: Any, at: list[datetime]) -> None:
     """Turn the log's clock back: what was answered just now was asked then."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
     with closing(sqlite3.connect(params.deployment.log.path, timeout=PATIENCE_SECONDS)) as store:
-        while not _logged(store, ids[-1]):
-            if time.monotonic() > deadline:
-                raise StepFailed("simulate: the service did not log what it answered")
-            time.sleep(0.02)
+        _wait(partial(_logged, store, ids[-1]), "log what it answered")
         with store:
             store.executemany("UPDATE predictions SET at = ? WHERE prediction_id = ?", [(a.isoformat(), i) for i, a in zip(ids, at, strict=True)])
 
@@ -215,14 +210,18 @@ def _logged(store: sqlite3.Connection, prediction_id: str) -> bool:
         return False
 
 
-def _swapped(port: int, version: str) -> bool:
-    """Whether the service took up the new bundle by itself."""
-    for _ in range(20):
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health/ready", timeout=10) as answer:
-            if json.load(answer).get("model_version") == version:
-                return True
-        time.sleep(0.1)
-    return False
+def _serves(port: int, version: str) -> bool:
+    """Whether the service took up a new bundle by itself."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/health/ready", timeout=10) as answer:
+        return bool(json.load(answer).get("model_version") == version)
+
+
+def _wait(until: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not until():
+        if time.monotonic() > deadline:
+            raise StepFailed(f"simulate: the service did not {what} within {PATIENCE_SECONDS:g} s")
+        time.sleep(0.02)
 
 
 def _post(port: int, what: str, body: dict[str, Any]) -> dict[str, Any]:
