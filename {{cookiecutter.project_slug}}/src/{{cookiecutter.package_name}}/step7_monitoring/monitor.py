@@ -190,8 +190,8 @@ def _page(params: Params, found: Look, lines: list[Line]) -> str:
     panel.set_xlabel("population stability index; dashed: the limit")
     lead = f"{found.predictions:,} predictions of model {found.version} in the {params.monitoring.window_hours:g} hours up to {found.at[:16]}. "
     lead += "All is quiet." if not found.alarms else "; ".join(why for _, why, _ in found.alarms) + "."
-    rows = [(m.column, m.psi, m.test.replace("Kolmogorov-Smirnov", "KS"), m.distance, m.p_value, m.wasserstein, m.missing_before, m.missing_now,
-             "yes" if m.drifted else "no") for m in moved]  # fmt: skip
+    rows = [(m.column, m.psi, m.test.replace("Kolmogorov-Smirnov", "KS"), m.distance, f"{m.p_value:.1g}", m.wasserstein, f"{m.missing_before:.1%}",
+             f"{m.missing_now:.1%}", "yes" if m.drifted else "no") for m in moved]  # fmt: skip
     header = ("column", "PSI", "test", "distance", "p", "Wasserstein", "missing before", "missing now", "drifted")
     share = "none are due yet" if found.labelled is None else f"{found.labelled:.0%} of the predictions due in the newest matured window have theirs"
     quality = [paragraph(f"Labels: {', '.join(f'{n:,} {kind}' for kind, n in found.labels.items())}; {share}.".replace("_", " "))]

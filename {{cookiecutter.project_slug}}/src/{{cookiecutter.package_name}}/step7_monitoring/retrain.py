@@ -57,11 +57,10 @@ class Trigger:
 
 
 def new_labels(params: Params, lines: Sequence[Line], now: datetime) -> int:
-    """Matured labels of predictions since the open alert began or, without one, since the last training."""
-    alert, trained = audit.open_alert(lines), audit.last(lines, *TRAINED)
-    begun = (alert.since or alert.at) if alert else trained.at if trained else iso(now)
-    mature = now - timedelta(days=params.requirements.label_delay_days)
-    values = (*[iso(now)] * 3, begun, iso(mature), iso(now))
+    """Matured labels of predictions since the open alert began or, without one, those that had not matured at the last training."""
+    alert, trained, delay = audit.open_alert(lines), audit.last(lines, *TRAINED), timedelta(days=params.requirements.label_delay_days)
+    begun = (alert.since or alert.at) if alert else iso((trained.moment if trained else now) - delay)
+    values = (*[iso(now)] * 3, begun, iso(now - delay), iso(now))
     return int(ask_log(params.deployment.log.path, f"SELECT count(label) FROM {JOINED} WHERE at > ? AND at <= ? AND label_at <= ?", values)[0][0])
 
 

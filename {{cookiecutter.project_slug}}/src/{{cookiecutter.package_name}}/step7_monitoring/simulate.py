@@ -258,7 +258,7 @@ def _measure(params: Params, sample: Sample, told: Told, world: pa.Table, scores
         "other retrainings": sum(rule not in ("drift", "performance") for rule in begun),
         "promoted": sum(line.decision == "promoted" for line in told.lines),
         "metric": metric,
-        "before": measure(metric, ours.at(np.arange(0, ends[told.story.drift_at]))),
+        "before the move": measure(metric, ours.at(np.arange(0, ends[told.story.drift_at]))),
     }  # fmt: skip
     settled = told.story.drift_at if done is None else int(told.day(done)) + 1
     rows = np.arange(ends[min(settled, len(scores))], ends[-1])
@@ -288,15 +288,16 @@ def write_story(params: Params, told: list[Told]) -> str:
     """Write reports/simulation, and return the figures as a Markdown table."""
     header = ["drift", "seed", *max((t.figures for t in told), key=len)]
     rows = [[t.story.drift, t.story.seed, *(t.figures.get(k) for k in header[2:])] for t in told]
-    figures = [figure(_draw(params, t), f"{t.story.drift} drift, seed {t.story.seed}: {params.framing.metric} by week.") for t in told]
-    decided = [(t.story.drift, t.story.seed, f"day {t.day(line):.0f}", line.decision, line.rule, line.why) for t in told for line in t.lines]
+    caption = f"{params.framing.metric} by week; dotted: its target."
+    figures = [figure(_draw(params, t), f"{t.story.drift} drift, seed {t.story.seed}: {caption}") for t in told]
+    decided = [(t.story.drift, t.story.seed, round(t.day(line)), line.decision, line.rule, line.why) for t in told for line in t.lines]
     flipped = table(("what", *(f"{r[0]}, seed {r[1]}" for r in rows)), list(zip(header, *rows, strict=True))[2:])
     with whole_folder(REPORT) as folder:
         write_text(folder / "simulation.json", json.dumps([t.figures | {"drift": t.story.drift, "seed": t.story.seed} for t in told], indent=2))
         write_text(folder / "index.html", page(
             "The time machine", f"{told[0].story.days} days of traffic; the world moves on day {told[0].story.drift_at}.",
             section("Stories", *figures), section("Figures", flipped),
-            section("Decisions", table(("drift", "seed", "when", "decision", "rule", "why"), decided))))  # fmt: skip
+            section("Decisions", table(("drift", "seed", "day", "decision", "rule", "why"), decided))))  # fmt: skip
     cells: list[list[Any]] = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(f"{c:.3g}" if isinstance(c, float) else "–" if c is None else str(c) for c in row) + " |" for row in cells)
 
