@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..params import REPORTS, Target
-from .page import page, section, table, whole_folder, write_text
+from .page import page, plain, section, table, whole_folder, write_text
 
 STEPS = {
     "requirements": "1-requirements",
@@ -131,5 +131,4 @@ def checks_section(checks: Sequence[Check], heading: str = "Checks") -> str:
 
 
 def _number(value: float, unit: str) -> str:
-    shown = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-    return f"{shown} {unit}".rstrip()
+    return f"{plain(value)} {unit}".rstrip()

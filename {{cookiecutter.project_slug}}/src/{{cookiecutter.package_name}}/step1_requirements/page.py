@@ -106,6 +106,11 @@ def axes(width: float = 7.0, height: float = 2.8, columns: int = 1, rows: int = 
         return drawing, drawing.subplots(rows, columns)
 
 
+def plain(value: float) -> str:
+    """A number as people write it, with four digits or whole."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -136,5 +141,5 @@ def _cell(value: Any) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
     if isinstance(value, float):
-        return f"{value:,.4g}"
+        return plain(value)
     return html.escape(f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value))

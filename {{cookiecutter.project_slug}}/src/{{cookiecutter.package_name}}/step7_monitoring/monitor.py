@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from ..params import BUNDLE, FORMER, ONLINE, REFERENCE, REPORTS, Deployment, Params, ParamsError
 from ..step1_requirements.checks import StepFailed
-from ..step1_requirements.page import BLUE, GREY, RED, axes, figure, page, paragraph, section, table, whole_folder, write_text
+from ..step1_requirements.page import BLUE, GREY, RED, axes, figure, page, paragraph, plain, section, table, whole_folder, write_text
 from ..step3_data.encode import columns_of, encode_labels
 from ..step5_evaluation.metrics import answers_of
 from ..step6_deployment.prediction_log import ask_log
@@ -178,7 +178,7 @@ def _note(found: Look, now: datetime) -> None:
 
 def _say(j: Judged) -> str:
     against = {"champion": "what it was at its evaluation, less the slack", "guard_rails": "its guard rail", "quality": "its target"}[j.group]
-    return f"{j.metric} is {j.value:.4g} [{j.low:.4g}, {j.high:.4g}], on the wrong side of {against}, {j.bound:.4g}"
+    return f"{j.metric} is {plain(j.value)} [{plain(j.low)}, {plain(j.high)}], on the wrong side of {against}, {plain(j.bound)}"
 
 
 def _page(params: Params, found: Look, lines: list[Line]) -> str:
@@ -190,8 +190,8 @@ def _page(params: Params, found: Look, lines: list[Line]) -> str:
     panel.set_xlabel("population stability index; dashed: the limit")
     lead = f"{found.predictions:,} predictions of model {found.version} in the {params.monitoring.window_hours:g} hours up to {found.at[:16]}. "
     lead += "All is quiet." if not found.alarms else "; ".join(why for _, why, _ in found.alarms) + "."
-    rows = [(m.column, m.psi, m.test.replace("Kolmogorov-Smirnov", "KS"), m.distance, f"{m.p_value:.1g}", m.wasserstein, f"{m.missing_before:.1%}",
-             f"{m.missing_now:.1%}", "yes" if m.drifted else "no") for m in moved]  # fmt: skip
+    rows = [(m.column, m.psi, m.test.replace("Kolmogorov-Smirnov", "KS"), m.distance, float(f"{m.p_value:.1g}"), m.wasserstein,
+             f"{m.missing_before:.1%}", f"{m.missing_now:.1%}", "yes" if m.drifted else "no") for m in moved]  # fmt: skip
     header = ("column", "PSI", "test", "distance", "p", "Wasserstein", "missing before", "missing now", "drifted")
     share = "none are due yet" if found.labelled is None else f"{found.labelled:.0%} of the predictions due in the newest matured window have theirs"
     quality = [paragraph(f"Labels: {', '.join(f'{n:,} {kind}' for kind, n in found.labels.items())}; {share}.".replace("_", " "))]
@@ -204,7 +204,7 @@ def _page(params: Params, found: Look, lines: list[Line]) -> str:
         metric, value = found.estimate
         quality.append(paragraph(f"Estimate, not a measurement: {metric} of {value:.4g} in this window, if the scores are calibrated."))
     importance = [(name, then, now) for name, (then, now) in sorted(found.importance.items(), key=lambda item: -item[1][1])]
-    done = [(line.at[:16], line.decision.replace("_", " "), line.rule, line.before or "", line.after or "", line.why) for line in lines[::-1][:20]]
+    done = [(d.at[:16].replace("T", " "), d.decision.replace("_", " "), d.rule, d.before or "", d.after or "", d.why) for d in lines[::-1][:20]]
     return page(
         "Monitor", lead,
         section("Drift", figure(drawing, "Against the reference, or the window before the last decision."), *_pictures(moved), table(header, rows)),
