@@ -493,6 +493,16 @@ def test_every_metric_that_is_asked_for_is_exported(monitored: Path, bundle: Pat
     assert {name for name in asked if not name.startswith("process_")} - {"up"} <= exported  # those of the process exist on Linux only
 
 
+def test_every_metric_has_a_panel(monitored: Path, bundle: Path, params: Params, after: Any, usual: pa.Table) -> None:
+    """What the service and the monitor say of themselves can be looked at; the time at which a counter began is no metric."""
+    after(usual.to_pylist())
+    texts = generate_latest(create_app(params, bundle).metrics.registry).decode(), (REPORT / "monitor.prom").read_text(encoding="utf-8")
+    families = {f.name for text in texts for f in text_string_to_metric_families(text) if not f.name.startswith("process_")}
+    board = json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"]
+    shown = {name for panel in board for target in panel.get("targets", ()) for name in metrics_in(target["expr"])}
+    assert {f for f in families if not f.endswith("_created") and not any(name.startswith(f) for name in shown)} == set()
+
+
 def names_in(text: str) -> set[str]:
     """The samples of a Prometheus text, and those that families without samples yet will have."""
     families = list(text_string_to_metric_families(text))
