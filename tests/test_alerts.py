@@ -129,3 +129,12 @@ def test_each_alert_has_its_paragraph_in_the_runbook(project: Path) -> None:
             assert (project / path).is_file()
             assert heading == rule["alert"].lower()
             assert paragraphs[rule["alert"]].startswith(f"*{rule['labels']['severity']}.*")
+
+
+def test_alertmanager_holds_back_only_alerts_that_there_are(project: Path) -> None:
+    """An inhibition that names no alert, after one was renamed, would let a page and its echo through, and nothing would say so."""
+    known = {rule["alert"] for group in rules_of(project)["groups"] for rule in group["rules"]}
+    inhibitions = yaml.safe_load((project / "deploy/alertmanager/alertmanager.yml").read_text(encoding="utf-8"))["inhibit_rules"]
+    for matcher in [m for rule in inhibitions for m in (*rule["source_matchers"], *rule["target_matchers"])]:
+        for name in re.findall(r'"(.+)"', matcher)[0].split("|"):
+            assert any(re.fullmatch(name, alert) for alert in known), matcher

@@ -10,7 +10,7 @@ import pytest
 
 from {{ cookiecutter.package_name }}.params import Framing, Params, Tune
 from {{ cookiecutter.package_name }}.step1_requirements.checks import StepFailed
-from {{ cookiecutter.package_name }}.step3_data.encode import columns_of, encode, encode_labels
+from {{ cookiecutter.package_name }}.step3_data.encode import columns_of, encode, encode_labels, number_names
 from {{ cookiecutter.package_name }}.step4_model.pipeline import Estimator, build_pipeline, frame_of, predict
 from {{ cookiecutter.package_name }}.step4_model.tracking import CHALLENGER, Run, open_tracker
 from {{ cookiecutter.package_name }}.step4_model.train import Part, classes_in, data_version, fit, read, read_part
@@ -57,6 +57,17 @@ def test_every_kind_of_column_trains_and_predicts(kind: Estimator, odd: Framing,
     for rows, shape in ((frame, (300, 2)), (empty, (1, 2)), (strange, (1, 2))):
         answers = predict(odd, pipeline, rows)
         assert answers.shape == shape and np.isfinite(answers).all()
+
+
+def test_a_line_is_not_drawn_beyond_the_rows_that_it_was_learned_from(odd: Framing, odd_table: Any, params: Params) -> None:
+    """Of January a linear model that learned November and December says what it says of them; a wrong unit does not run away with it either."""
+    frame = frame_of(encode(odd, columns_of(odd_table, [i.name for i in odd.inputs])))
+    pipeline = build_pipeline(odd, params.model, "linear", frame).fit(frame, encode_labels(odd, ["no", "yes"], odd_table.column("y?").to_pylist()))
+    numbers = range(len(number_names(odd)))
+    edge, far = frame.copy(), frame.copy()
+    for column in numbers:
+        edge[column], far[column] = frame[column].max(), frame[column].max() + 1e6
+    np.testing.assert_allclose(predict(odd, pipeline, far), predict(odd, pipeline, edge), atol=1e-6)
 
 
 def test_a_model_learns_more_than_it_is_told_by_chance(candidate: Path, prepared: Path, params: Params) -> None:

@@ -153,6 +153,24 @@ def test_an_ordinary_day_is_quiet(after: Callable[..., Look], usual: pa.Table) -
     assert (found.predictions, found.alarms) == (usual.num_rows, [])
 
 
+@pytest.mark.parametrize(("decision", "drifted"), [("promoted", False), ("accepted", False), ("refused", True)])
+def test_what_had_moved_when_a_champion_was_chosen_is_no_news(
+    decision: str, drifted: bool, after: Callable[..., Look], usual: pa.Table, framing: Framing, tmp_path: Path
+) -> None:
+    """A promotion, or proof that the champion will do, settles it; a column that moves afterwards is found, and a refusal settles nothing."""
+    numbers = [i.name for i in framing.inputs if i.kind == "number" and usual.column(i.name).null_count < usual.num_rows / 4]
+    if len(numbers) < 2:
+        pytest.skip("there are no two columns of numbers to move")
+    first, second = numbers[:2]
+    moved = [r | {first: 1e6 + k % 7} for k, r in enumerate(usual.to_pylist())]
+    write_log(tmp_path / "log.sqlite", moved, [0.5] * len(moved), NOW - timedelta(hours=2))
+    audit.write(replace(at(1 / 24, decision), after=serving()))
+    assert any(m.column == first and m.drifted for m in after(moved).moved) == drifted
+    later = NOW + timedelta(minutes=1)
+    write_log(tmp_path / "log.sqlite", [r | {second: 1e6 + k % 7} for k, r in enumerate(moved * 3)], [0.5] * 3 * len(moved), later)
+    assert any(m.column == second and m.drifted for m in after([], later).moved)
+
+
 def test_a_flood_of_missing_values_alarms_and_starts_no_training(after: Callable[..., Look], usual: pa.Table, framing: Framing) -> None:
     """A broken source is mended, not learned from."""
     column = next(i.name for i in framing.inputs if i.name != framing.time and usual.column(i.name).null_count < usual.num_rows / 2)
@@ -297,9 +315,14 @@ def at(days: float, decision: str, since: str | None = None) -> Line:
     ([at(91, "noticed"), at(4, "alert")], 99, None),
     ([at(91, "noticed"), at(20, "retraining"), at(20, "refused")], 0, None),
     ([at(50, "noticed")], 1000, "new_labels"),
+    ([replace(at(20, "promoted"), rule="drift")], 100, "new_labels"),
+    ([replace(at(20, "promoted"), rule="new_labels")], 100, None),
+    ([replace(at(20, "refused"), rule="drift"), at(20, "accepted")], 100, None),
+    ([at(50, "noticed"), at(40, "alert"), at(15, "refused"), at(15, "accepted")], 100, None),
 ])  # fmt: skip
 def test_when_to_train_again(lines: list[Line], labels: int, rule: str | None, changed: Any) -> None:
-    """Drift waits for labels of the new world, calm cancels it, the cool-down holds (also when the clock jumps back), age and labels count."""
+    """Drift waits for labels of the new world, calm or proof that the champion will do cancels it, the cool-down holds (also when the clock
+    jumps back), age and labels count, and a new world's first champion is challenged once more."""
     rules = {"automatic": True, "min_labels": 100, "new_labels": 1000, "after_days": 90, "cooldown_days": 14}
     found = decide(changed({"monitoring.retrain": rules}), lines, NOW, labels)
     assert (found and found.rule) == rule
@@ -468,6 +491,16 @@ def test_every_metric_that_is_asked_for_is_exported(monitored: Path, bundle: Pat
     asked = {name for expression in asked_for() for name in metrics_in(expression)}
     assert len(asked) > 5
     assert {name for name in asked if not name.startswith("process_")} - {"up"} <= exported  # those of the process exist on Linux only
+
+
+def test_every_metric_has_a_panel(monitored: Path, bundle: Path, params: Params, after: Any, usual: pa.Table) -> None:
+    """What the service and the monitor say of themselves can be looked at; the time at which a counter began is no metric."""
+    after(usual.to_pylist())
+    texts = generate_latest(create_app(params, bundle).metrics.registry).decode(), (REPORT / "monitor.prom").read_text(encoding="utf-8")
+    families = {f.name for text in texts for f in text_string_to_metric_families(text) if not f.name.startswith("process_")}
+    board = json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"]
+    shown = {name for panel in board for target in panel.get("targets", ()) for name in metrics_in(target["expr"])}
+    assert {f for f in families if not f.endswith("_created") and not any(name.startswith(f) for name in shown)} == set()
 
 
 def names_in(text: str) -> set[str]:

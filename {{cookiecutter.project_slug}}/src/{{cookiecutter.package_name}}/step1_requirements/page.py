@@ -27,7 +27,8 @@ a { color: $blue }
 table { border-collapse: collapse; width: 100%; background: #fff; font-size: .92rem; margin: .5rem 0 }
 th, td { text-align: left; vertical-align: top; padding: .42rem .6rem; border-bottom: 1px solid #e4e8ec; white-space: pre-line }
 th { background: #eef1f4; font-weight: 600 }
-td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
+td.number, th.number { text-align: right; font-variant-numeric: tabular-nums }
+td.number { white-space: nowrap }
 .pass, .fail, .not { border-radius: 1em; padding: .08em .7em; font-weight: 600; font-size: .85em; white-space: nowrap }
 .pass { background: #dcf0e3; color: $green } .fail { background: #f9dfdc; color: $red } .not { background: #e9ecef; color: #55626f }
 figure { margin: .6rem 0; background: #fff; border: 1px solid #e4e8ec; padding: .6rem }

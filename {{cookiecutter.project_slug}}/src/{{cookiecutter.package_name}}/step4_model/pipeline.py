@@ -14,7 +14,7 @@ from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import KFold
 from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler, TargetEncoder
+from sklearn.preprocessing import MinMaxScaler, OneHotEncoder, OrdinalEncoder, StandardScaler, TargetEncoder
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
 from ..params import Framing, Model
@@ -36,7 +36,7 @@ def frame_of(arrays: Arrays) -> pd.DataFrame:
 def build_pipeline(framing: Framing, model: Model, kind: Estimator, frame: pd.DataFrame) -> Pipeline:
     """An untrained pipeline; `frame` says how many values each category has.
 
-    boosting: numbers as they are, NaN included. linear: median-filled and scaled; TF-IDF words.
+    boosting: numbers as they are, NaN included. linear: median-filled, never beyond what was learned, and scaled; TF-IDF words.
     rule: a shallow tree, which is a handful of rules. trivial: the same answer for everybody.
     """
     return Pipeline([("columns", _columns(framing, model, kind, frame)), ("estimator", _estimator(framing, model, kind))])
@@ -50,7 +50,8 @@ def _columns(framing: Framing, model: Model, kind: Estimator, frame: pd.DataFram
     parts: list[tuple[str, Any, Any]] = []
     if numbers:
         filled = SimpleImputer(strategy="median", keep_empty_features=True)
-        how = {"boosting": "passthrough", "linear": make_pipeline(filled, StandardScaler())}.get(kind, filled)
+        bounded = MinMaxScaler(clip=True)  # a line drawn through two months would go on for ever; January after December is no news
+        how = {"boosting": "passthrough", "linear": make_pipeline(filled, bounded, StandardScaler())}.get(kind, filled)
         parts.append(("numbers", how, list(range(numbers))))
     if few:
         parts.append(("few", OneHotEncoder(handle_unknown="ignore", sparse_output=kind == "linear", dtype=np.float32), few))

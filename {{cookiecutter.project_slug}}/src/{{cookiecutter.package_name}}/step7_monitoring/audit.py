@@ -2,18 +2,20 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
 AUDIT = Path("models/audit/decisions.jsonl")  # in a folder of its own, so that a container can keep it
 DONE = ("promoted", "refused", "failed", "interrupted")  # how a retraining ends
+CAME = ("noticed", "promoted", "rolled_back")  # how a champion comes
 
 
 @dataclass(frozen=True)
 class Line:
-    """One decision: noticed, alert, quiet, retraining, one of DONE, or rolled_back; `since` is when the world began to change."""
+    """One decision: noticed, alert, quiet, retraining, one of DONE, accepted, or rolled_back; `since` is when the world began to change."""
 
     at: str
     decision: str
@@ -31,15 +33,11 @@ class Line:
 
 def read() -> list[Line]:
     """All decisions, oldest first; a line that a crash cut short is skipped."""
-
-    def lines() -> Iterator[Line]:
-        for text in AUDIT.read_text(encoding="utf-8", errors="replace").splitlines() if AUDIT.exists() else ():
-            try:
-                yield Line(**json.loads(text))
-            except (ValueError, TypeError):
-                continue
-
-    return list(lines())
+    found = []
+    for text in AUDIT.read_text(encoding="utf-8", errors="replace").splitlines() if AUDIT.exists() else ():
+        with suppress(ValueError, TypeError):
+            found.append(Line(**json.loads(text)))
+    return found
 
 
 def write(line: Line) -> Line:
@@ -59,8 +57,8 @@ def last(lines: Sequence[Line], *decisions: str) -> Line | None:
 
 
 def open_alert(lines: Sequence[Line]) -> Line | None:
-    """The alert that nothing has answered yet: no calm, no new model."""
-    found = last(lines, "alert", "quiet", "promoted", "rolled_back", "noticed")
+    """The alert that nothing has answered yet: no calm, no new model, no proof that the champion will do."""
+    found = last(lines, "alert", "quiet", "accepted", "promoted", "rolled_back", "noticed")
     return found if found and found.decision == "alert" else None
 
 

@@ -9,6 +9,7 @@ from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Event, Thread
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 
 from ..params import BUNDLE, FORMER, ONLINE, REFERENCE, REPORTS, Deployment, Params, ParamsError
 from ..step1_requirements.checks import StepFailed
-from ..step1_requirements.page import BLUE, GREY, RED, axes, figure, page, paragraph, section, table, whole_folder, write_text
+from ..step1_requirements.page import BLUE, GREY, RED, axes, figure, page, paragraph, plain, section, table, whole_folder, write_text
 from ..step3_data.encode import columns_of, encode_labels
 from ..step5_evaluation.metrics import answers_of
 from ..step6_deployment.prediction_log import ask_log
@@ -69,7 +70,7 @@ def monitor(params: Params, project: Project, now: datetime | None = None, *, ac
     if idle and params.monitoring.retrain.automatic:
         lines = audit.read()
         broken = [j for j in found.judged if j.group == "guard_rails" and j.breached]
-        came = audit.last(lines, "noticed", "promoted", "rolled_back")
+        came = audit.last(lines, *audit.CAME)
         new = params.requirements.label_delay_days + params.monitoring.retrain.cooldown_days  # so long a promotion is on probation
         if broken and came and came.decision == "promoted" and audit.within(came, now, new) and (FORMER / BUNDLE.name).exists():
             rollback(project, "guard_rail", f"{_say(broken[0])} with the new champion", now)
@@ -98,7 +99,7 @@ def look(params: Params, now: datetime) -> Look:
     newest = ask_log(log, "SELECT max(at) FROM predictions WHERE at <= ?", (iso(now),))[0][0]
     due = f"SELECT count(*), count(label) FROM {JOINED} WHERE at > ? AND at <= ?"
     answered, labelled = ask_log(log, due, (*[iso(now)] * 3, iso(mature - (now - since)), iso(mature)))[0]
-    moved = compare(framing, settings.drift, columns_of(reference, reference.column_names), window.columns)
+    moved = _moved(params, predictor, columns_of(reference, reference.column_names), window, now)
     judged, importance, bad_since = _judge(params, predictor, matured)
     alarms = [("drift", f"{m.column} drifted: PSI {m.psi:.2f}", iso(since)) for m in sorted(moved, key=lambda m: -m.psi) if m.drifted]
     alarms += [("performance", _say(j), bad_since) for j in judged if j.breached]
@@ -108,6 +109,24 @@ def look(params: Params, now: datetime) -> Look:
         alarms += [("missing", f"{m.column} is missing in {m.missing_now:.0%} of rows, {m.missing_before:.0%} before", iso(since)) for m in gone]
     return Look(iso(now), predictor.version, window.of, newest, moved, labels, labelled / answered if answered else None, judged,
                 estimate(framing, predictor.classes, window), confidence(framing, window), importance, alarms, calm)  # fmt: skip
+
+
+def _moved(params: Params, predictor: Predictor, reference: dict[str, Any], window: Window, now: datetime) -> list[Moved]:
+    """Each column against the reference, or against what was asked when the loop last promoted or accepted a champion, whichever is nearer.
+
+    A decision settles what had moved by then: the labelled reference is older than it by the labels' delay, and history
+    goes on moving for as long as it reaches back. What moves afterwards is far from both.
+    """
+    drift, decided = params.monitoring.drift, audit.last(audit.read(), *audit.CAME, "accepted")
+    moved = compare(params.framing, drift, reference, window.columns)
+    if decided and decided.decision in ("promoted", "accepted"):
+        began = iso(decided.moment - timedelta(hours=params.monitoring.window_hours))
+        settled = read_window(params.deployment.log.path, params.framing, now, "at > ? AND at <= ?", began, decided.at)
+        if len(settled) >= drift.min_rows:
+            settled.columns[SCORE] = predictor.main_scores(predictor.scores(settled.columns))
+            again = compare(params.framing, drift, settled.columns, window.columns)
+            moved = [min(pair, key=lambda m: m.psi) for pair in zip(moved, again, strict=True)]
+    return moved
 
 
 def publish(params: Params, found: Look, now: datetime) -> None:
@@ -144,7 +163,7 @@ def _judge(params: Params, predictor: Predictor, read: Callable[..., Window]) ->
 def _note(found: Look, now: datetime) -> None:
     """Put into the audit log what changed: another champion, trouble that began, trouble that is over."""
     lines, at = audit.read(), iso(now)
-    came = audit.last(lines, "noticed", "promoted", "rolled_back")
+    came = audit.last(lines, *audit.CAME)
     if came is None or came.after != found.version:
         why = "a bundle that the monitor did not put there"
         lines.append(audit.write(Line(at, "noticed", "champion", why, came.after if came else None, found.version)))
@@ -159,7 +178,7 @@ def _note(found: Look, now: datetime) -> None:
 
 def _say(j: Judged) -> str:
     against = {"champion": "what it was at its evaluation, less the slack", "guard_rails": "its guard rail", "quality": "its target"}[j.group]
-    return f"{j.metric} is {j.value:.4g} [{j.low:.4g}, {j.high:.4g}], on the wrong side of {against}, {j.bound:.4g}"
+    return f"{j.metric} is {plain(j.value)} [{plain(j.low)}, {plain(j.high)}], on the wrong side of {against}, {plain(j.bound)}"
 
 
 def _page(params: Params, found: Look, lines: list[Line]) -> str:
@@ -171,8 +190,8 @@ def _page(params: Params, found: Look, lines: list[Line]) -> str:
     panel.set_xlabel("population stability index; dashed: the limit")
     lead = f"{found.predictions:,} predictions of model {found.version} in the {params.monitoring.window_hours:g} hours up to {found.at[:16]}. "
     lead += "All is quiet." if not found.alarms else "; ".join(why for _, why, _ in found.alarms) + "."
-    rows = [(m.column, m.psi, m.test.replace("Kolmogorov-Smirnov", "KS"), m.distance, m.p_value, m.wasserstein, m.missing_before, m.missing_now,
-             "yes" if m.drifted else "no") for m in moved]  # fmt: skip
+    rows = [(m.column, m.psi, m.test.replace("Kolmogorov-Smirnov", "KS"), m.distance, float(f"{m.p_value:.1g}"), m.wasserstein,
+             f"{m.missing_before:.1%}", f"{m.missing_now:.1%}", "yes" if m.drifted else "no") for m in moved]  # fmt: skip
     header = ("column", "PSI", "test", "distance", "p", "Wasserstein", "missing before", "missing now", "drifted")
     share = "none are due yet" if found.labelled is None else f"{found.labelled:.0%} of the predictions due in the newest matured window have theirs"
     quality = [paragraph(f"Labels: {', '.join(f'{n:,} {kind}' for kind, n in found.labels.items())}; {share}.".replace("_", " "))]
@@ -185,10 +204,10 @@ def _page(params: Params, found: Look, lines: list[Line]) -> str:
         metric, value = found.estimate
         quality.append(paragraph(f"Estimate, not a measurement: {metric} of {value:.4g} in this window, if the scores are calibrated."))
     importance = [(name, then, now) for name, (then, now) in sorted(found.importance.items(), key=lambda item: -item[1][1])]
-    done = [(line.at[:16], line.decision.replace("_", " "), line.rule, line.before or "", line.after or "", line.why) for line in lines[::-1][:20]]
+    done = [(d.at[:16].replace("T", " "), d.decision.replace("_", " "), d.rule, d.before or "", d.after or "", d.why) for d in lines[::-1][:20]]
     return page(
         "Monitor", lead,
-        section("Drift", figure(drawing, "Every input and the score against the reference data."), *_pictures(moved), table(header, rows)),
+        section("Drift", figure(drawing, "Against the reference, or the window before the last decision."), *_pictures(moved), table(header, rows)),
         section("Quality, once labels are in", *quality),
         *([section("What the model listens to", table(("input", "share in the reference", "share now"), importance))] if importance else []),
         section("Decisions", table(("when", "decision", "rule", "from", "to", "why"), done)),

@@ -14,7 +14,7 @@ from typing import Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..params import BUNDLE, FORMER, PATH, REFERENCE, SCRATCH, Framing, Params, load
+from ..params import BUNDLE, FORMER, PATH, REFERENCE, SCRATCH, Params, load
 from ..step1_requirements.checks import STEPS, Check, StepFailed, load_verdict
 from ..step1_requirements.page import whole_folder
 from ..step3_data.source import connect, name, text, write_query
@@ -26,7 +26,7 @@ from .audit import Line
 from .window import JOINED, iso, logged_value
 
 UNDO = Path("models/retraining")  # what a retraining that fails puts back
-TRAINED = ("noticed", "promoted", "refused", "rolled_back")  # decisions after which age and new labels count anew
+TRAINED = (*audit.CAME, "refused")  # decisions after which age and new labels count anew
 FROM_LOG = "prediction_id"  # the column of data/raw that tells rows of the log from those that you brought
 
 
@@ -57,10 +57,10 @@ class Trigger:
 
 
 def new_labels(params: Params, lines: Sequence[Line], now: datetime) -> int:
-    """Matured labels of predictions since the open alert began or, without one, since the last training."""
-    begun = audit.open_alert(lines) or audit.last(lines, *TRAINED)
-    mature = now - timedelta(days=params.requirements.label_delay_days)
-    values = (*[iso(now)] * 3, (begun.since or begun.at) if begun else iso(now), iso(mature), iso(now))
+    """Matured labels of predictions since the open alert began or, without one, those that had not matured at the last training."""
+    alert, trained, delay = audit.open_alert(lines), audit.last(lines, *TRAINED), timedelta(days=params.requirements.label_delay_days)
+    begun = (alert.since or alert.at) if alert else iso((trained.moment if trained else now) - delay)
+    values = (*[iso(now)] * 3, begun, iso(now - delay), iso(now))
     return int(ask_log(params.deployment.log.path, f"SELECT count(label) FROM {JOINED} WHERE at > ? AND at <= ? AND label_at <= ?", values)[0][0])
 
 
@@ -68,17 +68,20 @@ def decide(params: Params, lines: Sequence[Line], now: datetime, labels: int) ->
     """Whether to train again: an alert with enough labels of the new world, the champion's age, or many new labels.
 
     `labels` is what `new_labels` counted. Nothing is decided within the cool-down after the last retraining or rollback.
+    The first champion of a new world learned it while it was young, with history of the old one in its features: it is
+    challenged once more when as many labels have come again. What was learned since a change is from then on all there is.
     """
-    rules, alert = params.monitoring.retrain, audit.open_alert(lines)
+    rules, alert, came = params.monitoring.retrain, audit.open_alert(lines), audit.last(lines, *audit.CAME)
     if audit.within(audit.last(lines, "retraining", "rolled_back"), now, rules.cooldown_days):
         return None
     if alert:
         return Trigger(alert.rule, f"{alert.why}; {labels:,} labels since then", alert.since) if labels >= rules.min_labels else None
-    trained = audit.last(lines, *TRAINED)
+    trained, since = audit.last(lines, *TRAINED), came.since if came else None
     if trained and not audit.within(trained, now, rules.after_days):
-        return Trigger("age", f"champion {trained.after} was not challenged since {trained.at}, longer than {rules.after_days:g} days")
-    if labels >= rules.new_labels:
-        return Trigger("new_labels", f"{labels:,} labels have matured since the last training")
+        return Trigger("age", f"champion {trained.after} was not challenged since {trained.at}, longer than {rules.after_days:g} days", since)
+    young = trained and trained.decision == "promoted" and trained.rule in ("drift", "performance")
+    if labels >= (rules.min_labels if young else rules.new_labels):
+        return Trigger("new_labels", f"{labels:,} labels have matured since the last training{' in a young world' * bool(young)}", since)
     return None
 
 
@@ -95,7 +98,9 @@ def retrain(params: Params, trigger: Trigger, project: Project, now: datetime) -
         _recover(project, now)
         champion = serving()
         line = audit.write(Line(iso(now), "retraining", trigger.rule, trigger.why, champion, None, trigger.since))
-        _keep(params)
+        with whole_folder(UNDO) as folder:
+            shutil.copy(PATH, folder)
+            shutil.copy(params.data.raw, folder)
         try:
             rows, since = extend_raw(params, now, trigger.since)
             if since:
@@ -110,8 +115,9 @@ def retrain(params: Params, trigger: Trigger, project: Project, now: datetime) -
             outcome = "refused" if isinstance(error, StepFailed) else "failed"
             line = audit.write(replace(line, at=_later(now), decision=outcome, why=_reason(error), after=champion))
             restore(project)
-            if outcome == "refused" and trigger.since:
-                _accept_new_world(params)
+            if outcome == "refused" and trigger.since and _met_every_target():
+                why = "it meets every target and no challenger is better, so what it is asked now is the new normal"
+                audit.write(replace(line, decision="accepted", why=why))
             if not isinstance(error, Exception):  # Ctrl+C ends the program all the same
                 raise
             return line
@@ -162,7 +168,8 @@ def extend_raw(params: Params, now: datetime, since: str | None = None) -> tuple
         mine = f"SELECT * FROM everything WHERE {f'c{len(names)} IS NULL' if own != names else 'true'}"
         connection.execute(f"CREATE VIEW brought AS SELECT {', '.join(f'c{k}' for k in range(len(names)))}, NULL::VARCHAR AS logged_as FROM ({mine})")
         types = [row[1] for row in connection.execute("DESCRIBE brought").fetchall()]
-        rows = ", ".join(f"TRY_CAST({_from_log(framing, n)} AS {types[k]}) AS c{k}" for k, n in enumerate(names))
+        come = {framing.label_time: "label_at", framing.target: "label"}  # by the log's names
+        rows = ", ".join(f"TRY_CAST({come.get(n) or logged_value(n)} AS {types[k]}) AS c{k}" for k, n in enumerate(names))
         connection.execute(f"CREATE TABLE came AS SELECT {rows}, prediction_id AS logged_as, asked FROM logged")
         began, asked = None, f"asked >= {text(since)}" if since else "true"
         if framing.time:
@@ -225,26 +232,10 @@ def serving() -> str | None:
         return None
 
 
-def _from_log(framing: Framing, column: str) -> str:
-    return {framing.target: "label", framing.label_time or "": "label_at"}.get(column) or logged_value(column)
-
-
-def _keep(params: Params) -> None:
-    with whole_folder(UNDO) as folder:
-        shutil.copy(PATH, folder)
-        shutil.copy(params.data.raw, folder)
-
-
-def _accept_new_world(params: Params) -> None:
-    """The world moved, and no better model was found for it: what the champion is asked now is the new normal.
-
-    Only when the challenger met every target and did not beat it; where none meets the targets, the alert stays.
-    """
-    from .stage import write_reference
-
+def _met_every_target() -> bool:
+    """Whether the challenger lacked nothing but a lead; where none meets the targets, the alert stays."""
     failed = [c.requirement for c in _failed()]
-    if "champion" in failed and not any(r.startswith(("quality", "guard_rail")) for r in failed):
-        write_reference(params)
+    return "champion" in failed and not any(r.startswith(("quality", "guard_rail")) for r in failed)
 
 
 def _failed() -> list[Check]:

@@ -4,10 +4,11 @@ import json
 import sqlite3
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, chdir, closing
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
@@ -37,7 +38,7 @@ from .retrain import serving
 
 REPORT = REPORTS / "simulation"
 PATIENCE_SECONDS = 30.0
-DAYS_TO_LEARN = 20  # traffic is such that the labels for a retraining take so long
+DAYS_TO_LEARN = 25  # traffic is such that the labels for a retraining take so long
 
 
 @dataclass(frozen=True)
@@ -146,9 +147,7 @@ def _live(params: Params, sample: Sample, told: Told) -> None:
                 params = load()
             if serving() != current.version:
                 current = Predictor(BUNDLE, ONLINE)
-                if not _swapped(port, current.version):
-                    stack.close()
-                    port = stack.enter_context(running_service(BUNDLE, Path(params.deployment.log.path)))
+                _wait(partial(_serves, port, current.version), "take up the new bundle")
     told.lines = audit.read()
     _measure(params, sample, told, world.slice(offset, low - offset), scores, original, first)
 
@@ -198,12 +197,8 @@ def _tell(port: int, params: Params, world: pa.Table, ids: Any, rows: Any) -> No
 
 def _date(params: Params, ids: Any, at: list[datetime]) -> None:
     """Turn the log's clock back: what was answered just now was asked then."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
     with closing(sqlite3.connect(params.deployment.log.path, timeout=PATIENCE_SECONDS)) as store:
-        while not _logged(store, ids[-1]):
-            if time.monotonic() > deadline:
-                raise StepFailed("simulate: the service did not log what it answered")
-            time.sleep(0.02)
+        _wait(partial(_logged, store, ids[-1]), "log what it answered")
         with store:
             store.executemany("UPDATE predictions SET at = ? WHERE prediction_id = ?", [(a.isoformat(), i) for i, a in zip(ids, at, strict=True)])
 
@@ -215,14 +210,18 @@ def _logged(store: sqlite3.Connection, prediction_id: str) -> bool:
         return False
 
 
-def _swapped(port: int, version: str) -> bool:
-    """Whether the service took up the new bundle by itself."""
-    for _ in range(20):
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health/ready", timeout=10) as answer:
-            if json.load(answer).get("model_version") == version:
-                return True
-        time.sleep(0.1)
-    return False
+def _serves(port: int, version: str) -> bool:
+    """Whether the service took up a new bundle by itself."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/health/ready", timeout=10) as answer:
+        return bool(json.load(answer).get("model_version") == version)
+
+
+def _wait(until: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not until():
+        if time.monotonic() > deadline:
+            raise StepFailed(f"simulate: the service did not {what} within {PATIENCE_SECONDS:g} s")
+        time.sleep(0.02)
 
 
 def _post(port: int, what: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -259,7 +258,7 @@ def _measure(params: Params, sample: Sample, told: Told, world: pa.Table, scores
         "other retrainings": sum(rule not in ("drift", "performance") for rule in begun),
         "promoted": sum(line.decision == "promoted" for line in told.lines),
         "metric": metric,
-        "before": measure(metric, ours.at(np.arange(0, ends[told.story.drift_at]))),
+        "before the move": measure(metric, ours.at(np.arange(0, ends[told.story.drift_at]))),
     }  # fmt: skip
     settled = told.story.drift_at if done is None else int(told.day(done)) + 1
     rows = np.arange(ends[min(settled, len(scores))], ends[-1])
@@ -289,15 +288,16 @@ def write_story(params: Params, told: list[Told]) -> str:
     """Write reports/simulation, and return the figures as a Markdown table."""
     header = ["drift", "seed", *max((t.figures for t in told), key=len)]
     rows = [[t.story.drift, t.story.seed, *(t.figures.get(k) for k in header[2:])] for t in told]
-    figures = [figure(_draw(params, t), f"{t.story.drift} drift, seed {t.story.seed}: {params.framing.metric} by week.") for t in told]
-    decided = [(t.story.drift, t.story.seed, f"day {t.day(line):.0f}", line.decision, line.rule, line.why) for t in told for line in t.lines]
+    caption = f"{params.framing.metric} by week; dotted: its target."
+    figures = [figure(_draw(params, t), f"{t.story.drift} drift, seed {t.story.seed}: {caption}") for t in told]
+    decided = [(t.story.drift, t.story.seed, round(t.day(line)), line.decision, line.rule, line.why) for t in told for line in t.lines]
     flipped = table(("what", *(f"{r[0]}, seed {r[1]}" for r in rows)), list(zip(header, *rows, strict=True))[2:])
     with whole_folder(REPORT) as folder:
         write_text(folder / "simulation.json", json.dumps([t.figures | {"drift": t.story.drift, "seed": t.story.seed} for t in told], indent=2))
         write_text(folder / "index.html", page(
             "The time machine", f"{told[0].story.days} days of traffic; the world moves on day {told[0].story.drift_at}.",
             section("Stories", *figures), section("Figures", flipped),
-            section("Decisions", table(("drift", "seed", "when", "decision", "rule", "why"), decided))))  # fmt: skip
+            section("Decisions", table(("drift", "seed", "day", "decision", "rule", "why"), decided))))  # fmt: skip
     cells: list[list[Any]] = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(f"{c:.3g}" if isinstance(c, float) else "–" if c is None else str(c) for c in row) + " |" for row in cells)
 
