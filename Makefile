@@ -23,7 +23,7 @@ demo: .venv/.ready ## bake the default project into scratch/demo, install it, ru
 test: .venv/.ready ## the tests of the template and of what it generates, but for the longest
 	PATH="$(dir $(abspath $(UV))):$$PATH" $(BIN)/python -m pytest -n 2 --dist worksteal -m "not all"
 
-test-all: .venv/.ready ## the longest: every two choices together at work, installs from nothing, orchestrators, remotes, updates
+test-all: .venv/.ready ## the longest: every two choices together at work, installs from nothing, orchestrators, remotes, updates, a narrowed template
 	PATH="$(dir $(abspath $(UV))):$$PATH" $(BIN)/python -m pytest -n 2 --dist worksteal -m all
 
 test-fast: .venv/.ready ## the tests that take seconds

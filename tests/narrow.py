@@ -9,6 +9,7 @@ import runpy
 import subprocess
 import sys
 from collections.abc import Iterable
+from itertools import takewhile
 from pathlib import Path
 
 from conftest import ROOT, copy_committed
@@ -28,8 +29,10 @@ def take_out(root: Path, choices: Iterable[Choice]) -> None:
         left = json.dumps([word for word in words if word != choice], ensure_ascii=False)
         head, _, tail = re.split(rf'(?<="{option}": )(\[.*?\])', text, maxsplit=1, flags=re.DOTALL)
         questions.write_text(head + left + tail, encoding="utf-8")
-        for file in files_of_choice(root, option, choice):
-            (root / PROJECT / file).unlink()
+        for path in [root / PROJECT / file for file in files_of_choice(root, option, choice)]:
+            path.unlink()
+            for folder in takewhile(lambda folder: not any(folder.iterdir()), path.parents):  # cookiecutter would bake empty ones
+                folder.rmdir()
 
 
 def files_of_choice(root: Path, option: str, choice: str) -> list[str]:
@@ -50,6 +53,8 @@ def narrowed(folder: Path, choices: Iterable[Choice]) -> Path:
 
 
 if __name__ == "__main__":
+    if not sys.argv[1:]:
+        sys.exit(__doc__)
     try:
         take_out(ROOT, [(option, choice) for option, _, choice in (word.partition("=") for word in sys.argv[1:])])
     except ValueError as mistake:

@@ -269,9 +269,11 @@ def test_numbers_and_dates_of_other_countries(fresh: adopting.Project, tmp_path:
 
 
 def test_again_changes_only_what_the_flags_change(fresh: adopting.Project, tmp_path: Path) -> None:
+    """Also where the settings that it writes are others than those it found, and would decide for another kind of model."""
     table = str(write_csv(tmp_path / "t.csv", noise()))
-    assert fresh.adopt(table, "--target", "y").code == 0
     params = Path("params.yaml")
+    params.write_text(re.sub(r"min_samples_leaf: \d+", "min_samples_leaf: 20", params.read_text(encoding="utf-8")), encoding="utf-8")
+    assert fresh.adopt(table, "--target", "y").code == 0
     mine = params.read_text(encoding="utf-8").replace("owner: to be named", "owner: Ada   # ask her").replace("at_least: 0.51", "at_least: 0.6")
     params.write_text(mine, encoding="utf-8")
     assert fresh.adopt(table, "--target", "y").code == 0

@@ -44,6 +44,7 @@ def test_what_goes_is_the_choices_files_and_its_word(tmp_path: Path) -> None:
     after = files_of(tmp_path / "template")
     assert [name for name in after if after[name] != before[name]] == ["cookiecutter.json"]
     assert {name.split("/")[0] for name in before.keys() - after.keys()} == {PROJECT}
+    assert not [path for path in (tmp_path / "template").rglob("*") if path.is_dir() and not any(path.iterdir())]
     word = f'"{choice}", '.encode()
     assert after["cookiecutter.json"] == before["cookiecutter.json"].replace(b": [" + word, b": [", 1)
 

@@ -17,6 +17,7 @@ from conftest import OPTIONS, ROOT, Bake, copy_committed, files_of
 from cookiecutter.exceptions import FailedHookException
 from cookiecutter.main import cookiecutter
 from environments import environment, run
+from narrow import take_out
 
 OTHER = {option: choices[len(choices) // 2] for option, choices in OPTIONS.items()} | {"project_name": "Other", "author": 'Zoë "Z" O\'Hara'}
 LAST = {option: choices[-1] for option, choices in OPTIONS.items()}
@@ -273,6 +274,31 @@ def test_an_option_is_switched_and_switched_back(
         assert contents(project) == expected
         assert json.loads((project / ".cruft.json").read_text(encoding="utf-8"))["context"]["cookiecutter"][option] == choice
         commit(project)
+
+
+@pytest.mark.slow
+def test_a_project_whose_choice_was_taken_out_is_switched_as_it_is_updated(cruft: Path, bake: Bake, tmp_path: Path) -> None:
+    """Without another answer its update is refused and changes nothing."""
+    options = [option for option, choices in OPTIONS.items() if len(choices) > 1 and option != "system"]
+    if not options:
+        pytest.skip("no option has a second choice here, so none can go")
+    option = options[0]
+    gone, other = OPTIONS[option][:2]
+    template = copy_committed(tmp_path / "template")
+    first_commit(template)
+    run([str(cruft), "create", "--no-input", "--output-dir", str(tmp_path / "out"), str(template)])
+    (project,) = (tmp_path / "out").iterdir()
+    first_commit(project)
+    take_out(template, [(option, gone)])
+    commit(template)
+    before = contents(project)
+    refused = update(project, cruft)
+    assert refused.code != 0
+    assert f"{gone} provided for choice variable {option}" in refused.said
+    assert contents(project) == before
+    done = update(project, cruft, **{option: other})
+    assert done.code == 0, done.said
+    assert contents(project) == contents(bake(**{option: other}))
 
 
 # ---- an organisation's defaults, answers replayed, CI

@@ -23,7 +23,7 @@ from ..step3_data.table import Table, open_table
 from .infer import Asked, Contract, infer, plain_time, resolve
 from .measure import Measured, best_kind, measure
 from .profile import Column, profile
-from .write import Document, change, features_sql, metric_of, split_by
+from .write import Document, change, features_sql, least_per_leaf, metric_of, split_by
 
 log = logging.getLogger(__name__)
 SUSPICIOUS = {"binary": 0.9, "multiclass": 0.9, "regression": 0.8}  # score of one column alone that is worth a question
@@ -50,14 +50,12 @@ def adopt(path: Path, asked: Asked, *, day_first: bool = False, encoding: str = 
         contract = infer(columns, asked, *_relations(connection, table, columns, asked))
         contract.keeps_history = not demo and _statements(sql) != NO_FEATURES
         log.info("adopt: writing %s rows as Parquet, then trying models on some of them", f"{columns[0].rows:,}")
-        raw = folder / "raw.parquet"
-        _write_raw(connection, table, columns, contract, raw)
+        _write_raw(connection, table, columns, contract, raw := folder / "raw.parquet")
         measured = _measure(connection, params, contract, raw)
         _judge(contract, measured, asked, params.data.leak_limit)
         document = Document(before)
         change(document, contract, measured, demo)
-        after = document.text()
-        write_text(folder / PATH.name, after)
+        write_text(folder / PATH.name, after := document.text())
         load(folder / PATH.name)
         _show(contract, table, columns[0].rows, after)
         if dry_run:
@@ -111,8 +109,10 @@ def _measure(connection: duckdb.DuckDBPyConnection, params: Params, contract: Co
     known = {"task": contract.task, "target": contract.target.name, "positive": contract.positive, "labels": None, "metric": metric_of(contract)}
     keys = {"entity": contract.entity, "time": contract.time, "label_time": None, "inputs": tuple(map(Input.model_validate, contract.inputs))}
     data = params.data.model_copy(update={"raw": str(raw), "split": params.data.split.model_copy(update={"by": split_by(contract)})})
+    leaf = least_per_leaf(contract, params.model.boosting.min_samples_leaf)  # as it will be trained, or the second adopt would choose otherwise
+    model = params.model.model_copy(update={"boosting": params.model.boosting.model_copy(update={"min_samples_leaf": leaf})})
     counts = {as_text(v) or "": n for v, n in contract.counts.items()}
-    return measure(connection, params.framing.model_copy(update=known | keys), data, params.model, counts)
+    return measure(connection, params.framing.model_copy(update=known | keys), data, model, counts)
 
 
 def _judge(contract: Contract, measured: Measured, asked: Asked, limit: float) -> None:
@@ -170,8 +170,7 @@ def _install(params: Params, raw: Path, texts: Mapping[Path, str]) -> None:
         Console().print(f"{target} was not under DVC; it is {kept} now", highlight=False)
     shutil.move(raw, target)
     for path, text in texts.items():
-        old = path.read_text(encoding="utf-8")
-        if old != text:
+        if (old := path.read_text(encoding="utf-8")) != text:
             write_text(backup := path.with_name(path.name + ".bak"), old)
             write_text(path, text)
             Console().print(f"{path.name} is rewritten, the old one is {backup.name}", highlight=False)

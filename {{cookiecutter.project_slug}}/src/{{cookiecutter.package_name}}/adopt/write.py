@@ -158,6 +158,11 @@ def _framing(contract: Contract, measured: Measured, old: Mapping[str, Any]) -> 
     }
 
 
+def least_per_leaf(contract: Contract, most: int) -> int:
+    """Rows that a leaf of boosted trees needs: fewer in a small table."""
+    return min(most, max(5, contract.target.present // 50))
+
+
 def _data(contract: Contract, measured: Measured, old: Mapping[str, Any]) -> Changes:
     """Where the rows come from, and what model and slices suit them."""
     values = {i["name"]: i["values"] for i in contract.inputs if 2 <= len(i.get("values", ())) <= MOST_SLICES}
@@ -173,7 +178,7 @@ def _data(contract: Contract, measured: Measured, old: Mapping[str, Any]) -> Cha
         "data.split": (old["data"]["split"] | {"by": split_by(contract)}, SPLIT[split_by(contract)]),
         "data.leak_limit": (1.0 if contract.trusts_leaks else old["data"]["leak_limit"], "nothing is refused, because --keep said so"),
         "model.kind": (best_kind(measured.kinds), f"{metric_of(contract)} on some validation rows: {tried}"),
-        "model.boosting.min_samples_leaf": (min(old["model"]["boosting"]["min_samples_leaf"], max(5, contract.target.present // 50)), None),
+        "model.boosting.min_samples_leaf": (least_per_leaf(contract, old["model"]["boosting"]["min_samples_leaf"]), None),
         "monitoring.performance.labels": (min(old["monitoring"]["performance"]["labels"], max(100, contract.target.present // 10)), None),
         "monitoring.retrain.min_labels": (min(old["monitoring"]["retrain"]["min_labels"], max(200, contract.target.present // 4)), None),
         "evaluation.threshold": (old["evaluation"]["threshold"] if unchanged else threshold, "say what a false alarm and a miss cost"),
