@@ -53,7 +53,11 @@ def run() -> None:
 
     params = load()
     _fetch_raw(params)
-    failed = _dvc("repro", "--quiet") != 0
+    try:
+        failed = _dvc("repro", "--quiet") != 0
+    except KeyboardInterrupt:
+        typer.echo("stopped; the next `run` goes on after the last step that passed", err=True)
+        raise
     summarize(params)
     raise typer.Exit(int(failed))
 
@@ -312,7 +316,12 @@ def _dvc_add(params: Params) -> None:
 def _dvc(*words: str) -> int:
     """Run DVC with this Python first on the path, so that the stages run in the same environment."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    return subprocess.run([sys.executable, "-m", "dvc", *words], env=os.environ | {"PATH": path}, check=False).returncode
+    process = subprocess.Popen([sys.executable, "-m", "dvc", *words], env=os.environ | {"PATH": path})
+    try:
+        return process.wait()
+    except KeyboardInterrupt:  # DVC had the signal too; killed, it would leave its lock behind
+        process.wait()
+        raise
 
 
 def main() -> None:
@@ -331,6 +340,10 @@ def main() -> None:
     except (ParamsError, StepFailed) as error:
         typer.echo(str(error), err=True)
         sys.exit(1)
+    except RuntimeError as error:
+        if "interrupted" not in str(error):  # DuckDB's word for Ctrl+C
+            raise
+        sys.exit(130)
     except OSError as error:
         typer.echo(f"{error}; is the path right, may you write there, and is the disk full?", err=True)
         sys.exit(1)
