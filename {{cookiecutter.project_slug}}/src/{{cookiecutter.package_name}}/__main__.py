@@ -1,4 +1,7 @@
-"""One verb per step, and what people do between steps. Everything heavy is imported by the verb that needs it."""
+"""One verb per step, and what people do between steps.
+
+Everything heavy is imported by the verb that needs it.
+"""
 
 import logging
 import os
@@ -16,7 +19,7 @@ import typer
 from .params import BUNDLE, ENV_PREFIX, ONLINE, PATH, REPORTS, SCRATCH, Params, ParamsError, load, overrides
 from .step1_requirements.checks import STEPS, StepFailed, close_gate, load_verdict, require_passed
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=(__doc__ or "").partition("\n")[0])
 QUIET = {  # nothing is reported to the makers of the tools, and no bars run through the output
     "DVC_NO_ANALYTICS": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -130,10 +133,10 @@ def materialize() -> None:
 
 @app.command()
 def serve(
-    host: str = "",
-    port: Annotated[int, typer.Option(min=0, max=65_535)] = 0,
-    bundle: Path = BUNDLE,
-    online: Path = ONLINE,
+    host: Annotated[str, typer.Option(help="Else deployment.host of params.yaml.")] = "",
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="Else deployment.port.")] = 0,
+    bundle: Annotated[Path, typer.Option(help="The folder that step 6 sealed.")] = BUNDLE,
+    online: Annotated[Path, typer.Option(help="The latest history of each entity.")] = ONLINE,
     fd: Annotated[int | None, typer.Option(help="An open socket to serve on: a second process on it takes over without losing a request.")] = None,
 ) -> None:
     """Serve predictions from the bundle to whoever has a key; the log of predictions goes to deployment.log.path."""
