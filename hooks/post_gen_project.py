@@ -135,8 +135,8 @@ def main() -> int:
     except ValueError as mistake:
         print(mistake, file=sys.stderr)
         return 1
-    slug, package = answers["project_slug"], answers["package_name"]
-    print(f"{slug} is ready. Next:\n  cd {slug}\n  make run        (or: python -m {package} run)")
+    slug = answers["project_slug"]
+    print(f"{slug} is ready. Next:\n  cd {slug}\n  make run        (without make: README.md says what to type)")
     return 0
 
 

@@ -112,7 +112,7 @@ def test_a_search_goes_on_where_it_stopped(prepared: Path, params: Params) -> No
 
 def test_what_is_written_into_params_keeps_its_comments(tmp_path: Path) -> None:
     path, name = tmp_path / "params.yaml", "model.boosting.max_iter"
-    text = "model:\n  boosting:\n    max_iter: 150 # more is slower\n  seed: 0\n"
+    text = "data:\n  since: null # all rows\nmodel:\n  boosting:\n    max_iter: 150 # more is slower\n"
     path.write_text(text, encoding="utf-8")
     write_values(path, {name: 700})
     assert path.read_text(encoding="utf-8") == text.replace("150", "700")

@@ -1,4 +1,7 @@
-"""One verb per step, and what people do between steps. Everything heavy is imported by the verb that needs it."""
+"""One verb per step, and what people do between steps.
+
+Everything heavy is imported by the verb that needs it.
+"""
 
 import logging
 import os
@@ -14,9 +17,9 @@ from typing import Annotated
 import typer
 
 from .params import BUNDLE, ENV_PREFIX, ONLINE, PATH, REPORTS, SCRATCH, Params, ParamsError, load, overrides
-from .step1_requirements.checks import STEPS, StepFailed, close_gate, require_passed
+from .step1_requirements.checks import STEPS, StepFailed, close_gate, load_verdict, require_passed
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=(__doc__ or "").partition("\n")[0])
 QUIET = {  # nothing is reported to the makers of the tools, and no bars run through the output
     "DVC_NO_ANALYTICS": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -27,9 +30,16 @@ _BEFORE = {step: before for before, step in pairwise(STEPS)}
 _File = Annotated[Path, typer.Argument(help="Parquet or CSV")]
 
 
+def _load_to_write() -> Params:
+    """For verbs that leave files behind."""
+    if not os.access(".", os.W_OK):
+        raise StepFailed(f"{Path.cwd()} cannot be written to; copy the project to where you may write")
+    return load()
+
+
 def _add_step(step: str) -> None:
     def verb() -> None:
-        params = load()
+        params = _load_to_write()
         if step in _BEFORE:
             require_passed(_BEFORE[step])
         try:
@@ -51,10 +61,16 @@ def run() -> None:
     """All seven steps with `dvc repro`: what is up to date is skipped, a closed gate stops."""
     from .step1_requirements.stage import summarize
 
-    params = load()
+    params = _load_to_write()
     _fetch_raw(params)
-    failed = _dvc("repro", "--quiet") != 0
+    try:
+        failed = _dvc("repro", "--quiet") != 0
+    except KeyboardInterrupt:
+        typer.echo("stopped; the next `run` goes on after the last step that passed", err=True)
+        raise
     summarize(params)
+    if failed and not any(check.outcome == "fail" for step in STEPS for check in load_verdict(step) or ()):
+        raise StepFailed("no step said why: `dvc repro` tells what DVC found; without a git repository, `git init` makes one")
     raise typer.Exit(int(failed))
 
 
@@ -63,13 +79,13 @@ def report() -> None:
     """The table of steps, reports/index.html and reports/traceability.md from what has run."""
     from .step1_requirements.stage import summarize
 
-    summarize(load())
+    summarize(_load_to_write())
 
 
 @app.command()
 def sample(rows: Annotated[int | None, typer.Option(min=1, help="More or fewer than params.yaml says.")] = None) -> None:
     """Write the simulator's sample data to data/raw and put it under DVC."""
-    _make_sample(load(), rows)
+    _make_sample(_load_to_write(), rows)
 
 
 @app.command()
@@ -77,7 +93,7 @@ def tune(write: Annotated[bool, typer.Option(help="Put the winner into params.ya
     """Search for better model settings; interrupted, it goes on where it stopped."""
     from .step4_model.tune import search, write_values
 
-    params = load()
+    params = _load_to_write()
     require_passed("data")
     study = search(params)
     settings = {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in study.best_params.items()}
@@ -112,15 +128,15 @@ def materialize() -> None:
     """Refresh the online table that the API looks entities up in, without retraining."""
     from .step3_data.features import refresh_online
 
-    typer.echo(f"{ONLINE}: {refresh_online(load()):,} entities")
+    typer.echo(f"{ONLINE}: {refresh_online(_load_to_write()):,} entities")
 
 
 @app.command()
 def serve(
-    host: str = "",
-    port: Annotated[int, typer.Option(min=0, max=65_535)] = 0,
-    bundle: Path = BUNDLE,
-    online: Path = ONLINE,
+    host: Annotated[str, typer.Option(help="Else deployment.host of params.yaml.")] = "",
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="Else deployment.port.")] = 0,
+    bundle: Annotated[Path, typer.Option(help="The folder that step 6 sealed.")] = BUNDLE,
+    online: Annotated[Path, typer.Option(help="The latest history of each entity.")] = ONLINE,
     fd: Annotated[int | None, typer.Option(help="An open socket to serve on: a second process on it takes over without losing a request.")] = None,
 ) -> None:
     """Serve predictions from the bundle to whoever has a key; the log of predictions goes to deployment.log.path."""
@@ -218,7 +234,7 @@ def retrain(
     from .step7_monitoring.retrain import Trigger
     from .step7_monitoring.retrain import retrain as again
 
-    params = load()
+    params = _load_to_write()
     _fetch_raw(params)
     line = again(params, Trigger("by hand", why, since.isoformat() if since else None), _Project(), _now())
     typer.echo(f"{line.decision}: {line.before or '-'} -> {line.after or '-'}: {line.why}")
@@ -230,7 +246,7 @@ def rollback(why: Annotated[str, typer.Option(help="For the audit log.")] = "by 
     """Put the former champion back into service; a second time undoes the first."""
     from .step7_monitoring.retrain import rollback as back
 
-    load()
+    _load_to_write()
     line = back(_Project(), "by hand", why, _now())
     typer.echo(f"champion {line.after} is back in the place of {line.before}")
 
@@ -305,14 +321,20 @@ def _make_sample(params: Params, rows: int | None) -> None:
 
 
 def _dvc_add(params: Params) -> None:
-    if code := _dvc("add", "--quiet", str(Path(params.data.raw).parent)):
-        raise typer.Exit(code)
+    folder = Path(params.data.raw).parent
+    if _dvc("add", "--quiet", str(folder)):
+        raise StepFailed(f"DVC did not take {folder} in: `dvc add {folder}` tells why; without a git repository, `git init` makes one")
 
 
 def _dvc(*words: str) -> int:
     """Run DVC with this Python first on the path, so that the stages run in the same environment."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    return subprocess.run([sys.executable, "-m", "dvc", *words], env=os.environ | {"PATH": path}, check=False).returncode
+    process = subprocess.Popen([sys.executable, "-m", "dvc", *words], env=os.environ | {"PATH": path})
+    try:
+        return process.wait()
+    except KeyboardInterrupt:  # DVC had the signal too; killed, it would leave its lock behind
+        process.wait()
+        raise
 
 
 def main() -> None:
@@ -331,6 +353,10 @@ def main() -> None:
     except (ParamsError, StepFailed) as error:
         typer.echo(str(error), err=True)
         sys.exit(1)
+    except RuntimeError as error:
+        if "interrupted" not in str(error):  # DuckDB's word for Ctrl+C
+            raise
+        sys.exit(130)
     except OSError as error:
         typer.echo(f"{error}; is the path right, may you write there, and is the disk full?", err=True)
         sys.exit(1)

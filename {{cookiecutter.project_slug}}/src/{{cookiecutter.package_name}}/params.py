@@ -578,7 +578,11 @@ def load(path: Path = PATH) -> Params:
 
 
 def overrides(environ: Mapping[str, str]) -> dict[tuple[str, ...], Any]:
-    """Values given as ``PARAMS__SECTION__KEY=value``, parsed as YAML, by lower-cased path."""
+    """Values given as ``PARAMS__SECTION__KEY=value``, parsed as YAML, by lower-cased path.
+
+    Raises:
+        ParamsError: when one is not YAML.
+    """
     found: dict[tuple[str, ...], Any] = {}
     for name, value in environ.items():
         if name.startswith(ENV_PREFIX):

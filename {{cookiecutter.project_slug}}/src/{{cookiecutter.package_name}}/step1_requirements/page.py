@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, BLUE, RED, GREEN, GREY, AMBER = "#1c2733", "#2563a8", "#b3382c", "#2b7a4b", "#8894a0", "#b7791f"
-COLOURS = (BLUE, AMBER, GREEN, RED, "#6b4fa0", "#3a8f96", "#a0567a", GREY)
 STYLE = Template("""
 :root { color-scheme: light }
 body { font: 16px/1.55 system-ui, sans-serif; color: $ink; background: #f6f7f9; margin: 0 }

@@ -25,7 +25,7 @@ def run_query(connection: duckdb.DuckDBPyConnection, query: str, table: str) -> 
     """Fill `table` with the features of every row of `moments`.
 
     Raises:
-        StepFailed: when the SQL is wrong, does not give one row per moment, or lacks a history column of the contract.
+        StepFailed: when the SQL is wrong or does not give one row per moment.
     """
     try:
         connection.execute(f"CREATE OR REPLACE TABLE {table} AS {query}")
@@ -41,7 +41,11 @@ def run_query(connection: duckdb.DuckDBPyConnection, query: str, table: str) -> 
 
 
 def build(connection: duckdb.DuckDBPyConnection, framing: Framing, query: str) -> None:
-    """Make the table `features`: one row per event, its history as of the event."""
+    """Make the table `features`: one row per event, its history as of the event.
+
+    Raises:
+        StepFailed: as `run_query`, and when the SQL lacks a history column of the contract.
+    """
     connection.execute(f"CREATE OR REPLACE VIEW moments AS SELECT {_moment_columns(framing)} FROM events")
     run_query(connection, query, "features")
     have = {row[0] for row in connection.execute("DESCRIBE features").fetchall()}

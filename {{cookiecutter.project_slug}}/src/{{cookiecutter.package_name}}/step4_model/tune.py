@@ -22,7 +22,7 @@ def search(params: Params) -> optuna.Study:
     framing, model = params.framing, params.model
     train = PREPARED / "train.parquet"
     part = read_part(framing, train, classes_in(framing, train))
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # Ctrl+C is no warning with a traceback
     STUDIES.parent.mkdir(parents=True, exist_ok=True)
     name, sampler = f"{model.kind}-{framing.metric}-{data_version(PREPARED)}", optuna.samplers.TPESampler(seed=model.seed)
     study = optuna.create_study(
@@ -48,6 +48,7 @@ def write_values(path: Path, values: Mapping[str, Any]) -> None:
     yaml = YAML()
     yaml.preserve_quotes, yaml.width = True, 4096
     yaml.indent(mapping=2, sequence=4, offset=2)
+    yaml.representer.add_representer(type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null"))
     document = yaml.load(path)
     for name, value in values.items():
         *sections, last = name.split(".")

@@ -40,7 +40,7 @@ def gate(requirements: Requirements, framing: Framing, evaluation: Evaluation, m
     for group, targets in (("quality", requirements.quality), ("guard_rails", requirements.guard_rails)):
         for target in targets:
             found = measured.metrics[target.metric]
-            mend = f"Its value and interval are {found}. Improve the model, or change requirements.{group} openly."
+            mend = f"With its interval: {found}. Improve the model, or change requirements.{group} openly."
             bounds: dict[str, Any] = {"at_least": target.at_least, "at_most": target.at_most}
             checks.append(check_bound(f"{group}.{target.metric}", f"{target.metric} on the test part", found.value, **bounds, mend=mend))
     checks.append(_lift(requirements, framing, measured))
