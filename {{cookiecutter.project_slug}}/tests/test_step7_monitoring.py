@@ -157,15 +157,19 @@ def test_an_ordinary_day_is_quiet(after: Callable[..., Look], usual: pa.Table) -
 def test_what_had_moved_when_a_champion_was_chosen_is_no_news(
     decision: str, drifted: bool, after: Callable[..., Look], usual: pa.Table, framing: Framing, tmp_path: Path
 ) -> None:
-    """A promotion, or proof that the champion will do, settles it; a column that moves afterwards is found, and a refusal settles nothing."""
+    """A promotion, or proof that the champion will do, settles it; missing values are never settled, what moves afterwards is found."""
     numbers = [i.name for i in framing.inputs if i.kind == "number" and usual.column(i.name).null_count < usual.num_rows / 4]
     if len(numbers) < 2:
         pytest.skip("there are no two columns of numbers to move")
     first, second = numbers[:2]
-    moved = [r | {first: 1e6 + k % 7} for k, r in enumerate(usual.to_pylist())]
+    others = [i.name for i in framing.inputs if i.name not in (first, second, framing.time)]
+    lost = next(name for name in others if usual.column(name).null_count < usual.num_rows / 2)
+    moved = [r | {first: 1e6 + k % 7, lost: None} for k, r in enumerate(usual.to_pylist())]
     write_log(tmp_path / "log.sqlite", moved, [0.5] * len(moved), NOW - timedelta(hours=2))
     audit.write(replace(at(1 / 24, decision), after=serving()))
-    assert any(m.column == first and m.drifted for m in after(moved).moved) == drifted
+    found = after(moved)
+    assert any(m.column == first and m.drifted for m in found.moved) == drifted
+    assert any(why.startswith(f"{lost} is missing in 100%") for _, why, _ in found.alarms)
     later = NOW + timedelta(minutes=1)
     write_log(tmp_path / "log.sqlite", [r | {second: 1e6 + k % 7} for k, r in enumerate(moved * 3)], [0.5] * 3 * len(moved), later)
     assert any(m.column == second and m.drifted for m in after([], later).moved)

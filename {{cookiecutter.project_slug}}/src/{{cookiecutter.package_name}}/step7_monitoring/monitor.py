@@ -115,7 +115,7 @@ def _moved(params: Params, predictor: Predictor, reference: dict[str, Any], wind
     """Each column against the reference, or against what was asked when the loop last promoted or accepted a champion, whichever is nearer.
 
     A decision settles what had moved by then: the labelled reference is older than it by the labels' delay, and history
-    goes on moving for as long as it reaches back. What moves afterwards is far from both.
+    goes on moving for as long as it reaches back. What moves afterwards is far from both. Missing values are never settled.
     """
     drift, decided = params.monitoring.drift, audit.last(audit.read(), *audit.CAME, "accepted")
     moved = compare(params.framing, drift, reference, window.columns)
@@ -125,7 +125,7 @@ def _moved(params: Params, predictor: Predictor, reference: dict[str, Any], wind
         if len(settled) >= drift.min_rows:
             settled.columns[SCORE] = predictor.main_scores(predictor.scores(settled.columns))
             again = compare(params.framing, drift, settled.columns, window.columns)
-            moved = [min(pair, key=lambda m: m.psi) for pair in zip(moved, again, strict=True)]
+            moved = [replace(min(m, n, key=lambda m: m.psi), missing_before=m.missing_before) for m, n in zip(moved, again, strict=True)]
     return moved
 
 
