@@ -59,6 +59,12 @@ def test_every_kind_of_column_trains_and_predicts(kind: Estimator, odd: Framing,
         assert answers.shape == shape and np.isfinite(answers).all()
 
 
+def test_boosting_minimises_the_objective(params: Params, train: Part) -> None:
+    objective = "absolute_error" if params.framing.task == "regression" else "log_loss"
+    framing = params.framing.model_copy(update={"objective": objective})
+    assert build_pipeline(framing, params.model, "boosting", train.frame)["estimator"].loss == objective
+
+
 def test_a_model_learns_more_than_it_is_told_by_chance(candidate: Path, prepared: Path, params: Params) -> None:
     """On the rows it was trained on, the model beats the trivial baseline: the least that a working pipeline does."""
     trained = read(candidate / "model.joblib")
