@@ -207,6 +207,7 @@ def odd(framing: Framing) -> Framing:
         "positive": "yes",
         "labels": None,
         "metric": "roc_auc",
+        "objective": "log_loss",
     }
     return framing.model_copy(update={"inputs": inputs, **keys})
 

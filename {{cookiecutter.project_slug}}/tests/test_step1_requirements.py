@@ -33,6 +33,7 @@ CONTRADICTIONS: dict[str, tuple[Change, str, str]] = {
     "an unknown metric": (lambda p: {"requirements.quality.0.metric": p.requirements.quality[0].metric + "x"}, "metric", "did you mean"),
     "a bound on the wrong side": (lambda p: {"requirements.quality.0": wrong_way(p.requirements.quality[0])}, "metric", "give at_"),
     "an unknown key": (lambda p: {"model.sead": 1}, "sead", "did you mean seed?"),
+    "an objective that nothing minimises": (lambda p: {"framing.objective": "clicks"}, "framing", "can minimise"),
     "a section that is no section": (lambda p: {"evaluation.slices": 3}, "slices", "slices is 3"),
     "scale above throughput": (lambda p: {"requirements.scale.requests_per_day_in_a_year": 10**12}, "requirements", "raise the throughput"),
     "a proof that no check gives": (lambda p: {"requirements.qualities.reliability.proven_by": ["bundel"]}, "requirements", "did you mean bundle?"),

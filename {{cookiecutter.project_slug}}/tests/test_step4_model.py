@@ -70,6 +70,12 @@ def test_a_line_is_not_drawn_beyond_the_rows_that_it_was_learned_from(odd: Frami
     np.testing.assert_allclose(predict(odd, pipeline, far), predict(odd, pipeline, edge), atol=1e-6)
 
 
+def test_boosting_minimises_the_objective(params: Params, train: Part) -> None:
+    objective = "absolute_error" if params.framing.task == "regression" else "log_loss"
+    framing = params.framing.model_copy(update={"objective": objective})
+    assert build_pipeline(framing, params.model, "boosting", train.frame)["estimator"].loss == objective
+
+
 def test_a_model_learns_more_than_it_is_told_by_chance(candidate: Path, prepared: Path, params: Params) -> None:
     """On the rows it was trained on, the model beats the trivial baseline: the least that a working pipeline does."""
     trained = read(candidate / "model.joblib")

@@ -303,8 +303,6 @@ def _fetch_raw(params: Params) -> None:
     raw = Path(params.data.raw)
     if not raw.exists() and raw.parent.with_suffix(".dvc").exists():
         _dvc("pull", "--quiet", str(raw.parent.with_suffix(".dvc")))
-    if not raw.exists() and params.data.sample is None:
-        raise StepFailed(f"{raw} is neither here nor in the DVC remote, and data.sample in params.yaml is null; put your table there")
     if not raw.exists():
         _make_sample(params, None)
 
@@ -314,7 +312,7 @@ def _make_sample(params: Params, rows: int | None) -> None:
 
     settings = params.data.sample
     if settings is None:
-        raise StepFailed("params.yaml: data.sample is null, so there is nothing to simulate; your own data belongs in data/raw")
+        raise StepFailed(f"params.yaml: data.sample is null, so nothing can be simulated; put your table at {params.data.raw}, or `dvc pull` it")
     settings = settings.model_copy(update={"rows": rows}) if rows else settings
     typer.echo(f"sample: {write_sample(settings, Path(params.data.raw)):,} rows in {params.data.raw}")
     _dvc_add(params)

@@ -45,6 +45,9 @@ METRICS_OF: Mapping[Task, tuple[str, ...]] = {
     "multiclass": ("accuracy", "balanced_accuracy", "f1_macro", "top2_accuracy", "log_loss", "calibration_error"),
     "regression": ("mae", "rmse", "median_absolute_error", "mape", "r2"),
 }  # fmt: skip
+OBJECTIVES: Mapping[Task, tuple[str, ...]] = {
+    "binary": ("log_loss",), "multiclass": ("log_loss",), "regression": ("squared_error", "absolute_error"),
+}  # fmt: skip
 _ERRORS = ("false_positive_rate", "brier", "log_loss", "calibration_error", *METRICS_OF["regression"][:4])
 #: Every metric the system can measure, and whether a higher value is the better one.
 HIGHER_IS_BETTER: Mapping[str, bool] = {metric: metric not in _ERRORS for metrics in METRICS_OF.values() for metric in metrics}
@@ -279,6 +282,8 @@ class Framing(Section):
     def _contradictions(self) -> Iterator[str]:
         if self.metric not in METRICS_OF[self.task]:
             yield f"metric {self.metric!r} does not measure a {self.task} task; give one of {', '.join(METRICS_OF[self.task])}"
+        if self.objective not in OBJECTIVES[self.task]:
+            yield f"objective {self.objective!r} is not what a {self.task} task can minimise; give one of {', '.join(OBJECTIVES[self.task])}"
         if (self.task == "binary") != (self.positive is not None):
             yield "positive names the label to find in a binary task, and in no other: give it exactly there"
         if self.labels is not None and self.task != "multiclass":
@@ -538,6 +543,8 @@ class Params(Section):
                 yield f"{name} is {metric!r}, which does not measure a {framing.task} task; give one of {', '.join(METRICS_OF[framing.task])}"
         if (self.evaluation.threshold is None) != (framing.task != "binary"):
             yield "evaluation.threshold is for binary tasks: give one there and null elsewhere"
+        if self.model.kind == "linear" and framing.objective == "absolute_error":
+            yield "model.kind is linear, which minimises squared_error; give that as framing.objective, or boosting as model.kind"
         needed = {"time": "time", "group": "entity"}.get(split.by)
         if needed and getattr(framing, needed) is None:
             yield f"data.split.by is {split.by}, but framing.{needed} names no column; name it, or split in another way"

@@ -73,12 +73,10 @@ def save_verdict(step: str, checks: Sequence[Check], folder: Path) -> None:
     write_text(folder / VERDICT, json.dumps({"step": step, "checks": [asdict(c) for c in checks]}, indent=2, ensure_ascii=False))
 
 
-def load_verdict(step: str, reports: Path = REPORTS) -> list[Check] | None:
+def load_verdict(step: str) -> list[Check] | None:
     """The step's checks, or None when it has not run."""
-    path = reports / STEPS[step] / VERDICT
-    if not path.exists():
-        return None
-    return [Check(**c) for c in json.loads(path.read_text(encoding="utf-8"))["checks"]]
+    path = REPORTS / STEPS[step] / VERDICT
+    return [Check(**c) for c in json.loads(path.read_text(encoding="utf-8"))["checks"]] if path.exists() else None
 
 
 def require_passed(step: str) -> None:

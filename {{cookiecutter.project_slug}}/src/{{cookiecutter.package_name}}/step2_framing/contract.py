@@ -9,6 +9,7 @@ from typing import Any
 
 from ..params import Framing, Input
 
+JSON_TYPES = {"number": "number", "boolean": "boolean", "text": "string", "date": "string"}
 OUTPUT = {
     "binary": "score: probability of the positive label, 0 to 1",
     "multiclass": "score: probability of the most likely label; scores: one per label",
@@ -64,25 +65,18 @@ def json_schema(framing: Framing) -> dict[str, Any]:
 
 
 def _property(field: Input) -> dict[str, Any]:
-    types: dict[str, dict[str, Any]] = {
-        "number": {"type": "number"},
-        "boolean": {"type": "boolean"},
-        "text": {"type": "string"},
-        "category": {"type": sorted({_json_type(v) for v in field.values or ("",)})},
-        "date": {"type": "string", "format": "date-time"},
+    names = sorted({_json_type(v) for v in field.values or ("",)}) if field.kind == "category" else [JSON_TYPES[field.kind]]
+    names += ["null"] * (field.nullable or field.origin == "history")
+    notes = (field.describes, field.unit, "looked up by entity when left out" * (field.origin == "history"))
+    schema = {
+        "type": names if len(names) > 1 else names[0],
+        "format": "date-time" if field.kind == "date" else None,
+        "minimum": field.min,
+        "maximum": field.max,
+        "examples": list(field.values[:3]) if field.values else None,
+        "description": ", ".join(filter(None, notes)) or None,
     }
-    schema = types[field.kind]
-    names = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
-    names = [*names, "null"] if field.nullable or field.origin == "history" else names
-    schema["type"] = names if len(names) > 1 else names[0]
-    if field.min is not None:
-        schema["minimum"] = field.min
-    if field.max is not None:
-        schema["maximum"] = field.max
-    if field.values:
-        schema["examples"] = list(field.values[:3])
-    note = ", ".join(t for t in (field.describes, field.unit, "looked up by entity when left out" * (field.origin == "history")) if t)
-    return schema | ({"description": note} if note else {})
+    return {key: value for key, value in schema.items() if value is not None}
 
 
 def _json_type(value: Any) -> str:

@@ -10,7 +10,7 @@ from matplotlib.dates import AutoDateLocator
 
 from ..params import Framing, Input
 from ..step1_requirements.checks import Check, checks_section
-from ..step1_requirements.page import BLUE, GREEN, RED, axes, figure, page, section, table
+from ..step1_requirements.page import BLUE, GREEN, RED, axes, figure, page, plain, section, table
 from ..step2_framing.contract import as_text
 from .source import in_sql, name, text
 from .split import LEFT_OUT, PARTS, Counts
@@ -43,7 +43,7 @@ def data_page(connection: duckdb.DuckDBPyConnection, framing: Framing, counts: C
 
 def _range(field: Input, values: "pd.Series[Any]", summary: Sequence[Any]) -> str:
     if field.kind == "number":
-        return f"{float(summary[1]):.6g} to {float(summary[2]):.6g}" if summary[1] is not None else ""
+        return f"{plain(float(summary[1]))} to {plain(float(summary[2]))}" if summary[1] is not None else ""
     if field.kind == "date":
         return f"{str(summary[1])[:16]} to {str(summary[2])[:16]}"
     return ", ".join(str(as_text(v))[:30] for v in values.value_counts().index[:3])
@@ -61,6 +61,7 @@ def _distributions(fields: Sequence[Input], sample: pd.DataFrame) -> str:
         if kind in ("number", "date") and len(values):
             panel.hist(values[values.between(values.quantile(0.01), values.quantile(0.99))], bins=20, color=BLUE)
             if kind == "date":
+                panel.tick_params(axis="x", rotation=30)
                 panel.xaxis.set_major_locator(AutoDateLocator(maxticks=4))  # type: ignore[no-untyped-call]
         elif len(values):
             counts = values.value_counts().head(8)[::-1]

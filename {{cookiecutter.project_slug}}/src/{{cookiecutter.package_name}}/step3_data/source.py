@@ -47,9 +47,8 @@ def write_tables(tables: Iterable[pa.Table], path: Path) -> int:
 def connect(memory_gb: float, scratch: Path) -> duckdb.DuckDBPyConnection:
     """DuckDB in memory, spilling to `scratch` above `memory_gb`."""
     scratch.mkdir(parents=True, exist_ok=True)
-    connection = duckdb.connect()
-    for setting in (f"memory_limit = '{memory_gb}GB'", f"temp_directory = {text(scratch)}", "preserve_insertion_order = false", "TimeZone = 'UTC'"):
-        connection.execute(f"SET {setting}")
+    connection = duckdb.connect(config={"memory_limit": f"{memory_gb}GB", "temp_directory": str(scratch), "preserve_insertion_order": False})
+    connection.execute("SET TimeZone = 'UTC'")
     return connection
 
 

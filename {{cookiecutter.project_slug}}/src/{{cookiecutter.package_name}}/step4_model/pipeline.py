@@ -82,7 +82,7 @@ def _estimator(framing: Framing, model: Model, kind: Estimator) -> Any:
     regression, seed = framing.task == "regression", model.seed
     if kind == "boosting":
         boosting = HistGradientBoostingRegressor if regression else HistGradientBoostingClassifier
-        return boosting(**model.boosting.model_dump(), early_stopping=False, random_state=seed)
+        return boosting(loss=framing.objective, **model.boosting.model_dump(), early_stopping=False, random_state=seed)
     if kind == "linear":
         return Ridge(alpha=1 / model.linear.c) if regression else LogisticRegression(C=model.linear.c, max_iter=2000)
     if kind == "rule":

@@ -114,10 +114,9 @@ def data_version(folder: Path) -> str:
 
 
 def code_version() -> str:
-    """The git commit, with a + when files differ from it; "none" outside git."""
+    """The git commit, with a + when its files were changed since; "none" before the first commit and outside git."""
     try:
-        commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=True).stdout.strip()
+        described = ["git", "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=+"]
+        return subprocess.run(described, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "none"
-    return commit + ("+" if changed else "")

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ..params import Evaluation, Framing, Requirements
 from ..step1_requirements.checks import Check, check_bound, check_that, not_measured
@@ -40,9 +39,9 @@ def gate(requirements: Requirements, framing: Framing, evaluation: Evaluation, m
     for group, targets in (("quality", requirements.quality), ("guard_rails", requirements.guard_rails)):
         for target in targets:
             found = measured.metrics[target.metric]
+            name, what = f"{group}.{target.metric}", f"{target.metric} on the test part"
             mend = f"With its interval: {found}. Improve the model, or change requirements.{group} openly."
-            bounds: dict[str, Any] = {"at_least": target.at_least, "at_most": target.at_most}
-            checks.append(check_bound(f"{group}.{target.metric}", f"{target.metric} on the test part", found.value, **bounds, mend=mend))
+            checks.append(check_bound(name, what, found.value, at_least=target.at_least, at_most=target.at_most, mend=mend))
     checks.append(_lift(requirements, framing, measured))
     mend = "Give that slice more data or features, or judge it openly in evaluation.slices."
     checks.append(_part("worst_slice", f"drop of {slices.metric} on the worst slice", worst_drop(slices, measured.slices), slices.max_drop, mend))

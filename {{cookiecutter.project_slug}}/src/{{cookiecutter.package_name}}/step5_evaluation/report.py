@@ -18,6 +18,7 @@ def evaluation_page(params: Params, measured: Measured, checks: Sequence[Check],
     framing, kpi = params.framing, params.requirements.kpi
     failed = [c.requirement for c in checks if c.outcome == "fail"]
     metrics = [(name, e.value, e.low, e.high) for name, e in measured.metrics.items()]
+    by = params.evaluation.slices.metric
     slices = [(s.column, s.value, s.rows, s.metric, s.drop, "yes" if s.judged else "no: too small") for s in measured.slices]
     expected = kpi.expected(measured.metrics[kpi.moved_by.metric].value)
     effect = (f"{kpi.name}: {plain(kpi.baseline)} {kpi.unit} today, {plain(expected)} expected with this model, {plain(kpi.target)} wanted. "
@@ -31,10 +32,7 @@ def evaluation_page(params: Params, measured: Measured, checks: Sequence[Check],
         checks_section(checks),
         section("Metrics on the test part", table(("metric", "value", "interval from", "to"), metrics)),
         section("How it errs", *_figures(framing, measured, answers, classes)),
-        section(
-            f"Slices, by {params.evaluation.slices.metric}",
-            table(("column", "value", "rows", params.evaluation.slices.metric, "drop against the whole", "judged"), slices),
-        ),
+        section(f"Slices, by {by}", table(("column", "value", "rows", by, "drop against the whole", "judged"), slices)),
         section("Expected effect on the business", paragraph(effect)),
         section("Online test", paragraph(online)),
     )

@@ -25,7 +25,6 @@ from .metrics import Answers, Array, Estimate, answers_of, bootstrap, choose_thr
 from .report import evaluation_page, model_card
 from .slices import measure_slices
 
-RESULT = "evaluation.json"
 log = logging.getLogger(__name__)
 
 
@@ -39,7 +38,9 @@ def run(params: Params) -> None:
     trained, version = read(CANDIDATE / "model.joblib"), json.loads((CANDIDATE / "version.json").read_text(encoding="utf-8"))
     validation, test = (read_part(framing, PREPARED / f"{part}.parquet", trained.classes) for part in ("validation", "test"))
     log.info("evaluation: measuring on %s rows, with %s resamples", f"{len(test.labels):,}", evaluation.bootstrap)
-    threshold = _threshold(params, trained, validation)
+    threshold = None
+    if evaluation.threshold:
+        threshold = choose_threshold(evaluation.threshold, validation.labels, predict(framing, trained.model, validation.frame)[:, 1])
     answers = answers_of(framing.task, test.labels, predict(framing, trained.model, test.frame), threshold)
     measured = _measure(params, trained, test, answers, threshold, version["version"])
     connection = connect(params.data.memory_gb, SCRATCH)
@@ -50,17 +51,10 @@ def run(params: Params) -> None:
     with whole_folder(target) as folder:
         write_text(folder / "index.html", evaluation_page(params, measured, checks, answers, trained.classes, plan))
         write_text(folder / "model_card.md", model_card(params, measured, checks, version))
-        write_text(folder / RESULT, json.dumps(_result(framing, measured, trained, version, checks), indent=2, ensure_ascii=False))
+        write_text(folder / "evaluation.json", json.dumps(_result(framing, measured, trained, version, checks), indent=2, ensure_ascii=False))
         save_verdict("evaluation", checks, folder)
     write_text(METRICS, json.dumps({name: e.value for name, e in measured.metrics.items()}, indent=2))
     raise_if_failed("evaluation", checks, target / "index.html")
-
-
-def _threshold(params: Params, trained: Trained, validation: Part) -> float | None:
-    if params.evaluation.threshold is None:
-        return None
-    scores = predict(params.framing, trained.model, validation.frame)[:, 1]
-    return choose_threshold(params.evaluation.threshold, validation.labels, scores)
 
 
 def _measure(params: Params, trained: Trained, test: Part, answers: Answers, threshold: float | None, version: str) -> Measured:
