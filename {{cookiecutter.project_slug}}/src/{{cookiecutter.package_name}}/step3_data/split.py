@@ -12,6 +12,7 @@ from ..step2_framing.contract import as_text
 from .source import in_sql, name, open_part, text
 
 PARTS = ("train", "validation", "test")
+HOW = {"time": "later rows test what earlier ones taught", "group": "all rows of an entity fall together", "random": "equal rows fall together"}
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def assign(connection: duckdb.DuckDBPyConnection, framing: Framing, split: Split
     connection.execute(f"CREATE OR REPLACE TABLE parts AS SELECT row_id, {part} AS part FROM events")
     found: dict[str, int] = dict(connection.execute("SELECT part, count(*) FROM parts GROUP BY part").fetchall())
     if empty := [p for p in PARTS if not found.get(p)]:
-        mend = "give more rows, or other shares in data.split of params.yaml"
+        mend = f"{HOW[split.by]}, so give more that differ, or other shares in data.split of params.yaml"
         raise StepFailed(f"data: the {empty[0]} part of the split is empty ({found}); {mend}")
     return Counts(*(found.get(p, 0) for p in (*PARTS, "without label", "embargoed")))
 
