@@ -1,6 +1,7 @@
 """Real tables through adopt, run, the generated tests and one answer of the service; prints what came of each.
 
     python tests/adopt_real_tables.py FOLDER [NAME …]    (or REAL_TABLES=FOLDER)
+    python tests/adopt_real_tables.py LIST [PATH …]      any tables: LIST has one a line, its path and the flags, as `adopt` takes them
 
 FOLDER holds flights, birds, spamassassin and phishing as .csv.gz; none of them may be shipped, so no test runs this.
 test_adopt.py tries scikit-learn's own tables. A reference is what a plain, untuned model reaches on one 80/20 split
@@ -10,6 +11,7 @@ without the leaks; a point or two is noise, and so is more where the test part i
 import json
 import os
 import re
+import shlex
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -50,6 +52,8 @@ TABLES = {
 
 def table_of(name: str, real: Real, given: Path, folder: Path) -> Path:
     """The file to adopt; what it takes to make one of it is done here."""
+    if not real.metric:
+        return given / name
     plain = name.split()[0]
     if not real.late_by:
         return given / f"{plain}.csv.gz"
@@ -60,9 +64,8 @@ def table_of(name: str, real: Real, given: Path, folder: Path) -> Path:
     return folder / "t.csv"
 
 
-def tried(name: str, given: Path) -> dict[str, Any]:
+def tried(name: str, real: Real, given: Path) -> dict[str, Any]:
     """One table through everything; a row of the report."""
-    real = TABLES[name]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         template, table = copy_committed(folder / "template"), table_of(name, real, given, folder)
@@ -71,15 +74,18 @@ def tried(name: str, given: Path) -> dict[str, Any]:
             project.command("git", "init", "--quiet")
             verb = (sys.executable, "-m", adopting.PACKAGE)
             adopted = project.command(*verb, "adopt", str(table), *real.words)
-            run = project.command(*verb, "run")
+            run = adopted if adopted.returncode else project.command(*verb, "run")
+            task, metric = "", real.metric
+            if not adopted.returncode:
+                framing = project.params.load().framing
+                task, metric = framing.task, metric or framing.metric
             closed = re.findall(r"^(\w+): \d+ checks? failed.*?\n(\w+)", run.stderr, re.MULTILINE)
-            reached = json.loads(Path("metrics.json").read_text()).get(real.metric) if Path("metrics.json").exists() else None
+            reached = json.loads(Path("metrics.json").read_text()).get(metric) if Path("metrics.json").exists() else None
             served, scored = project.serve(table) if reached is not None else ([], None)
             red = project.red() if served else None
-            task = project.params.load().framing.task if not adopted.returncode else ""
     unsaid = [s for s in real.says if not re.search(s, adopted.stdout)]
     return {
-        "table": name, "task": task, "metric": real.metric, "reference": real.reference, "reached": "" if reached is None else f"{reached:.3f}",
+        "table": name, "task": task, "metric": metric, "reference": real.reference, "reached": "" if reached is None else f"{reached:.3f}",
         "run": ", ".join(map(" ".join, closed)) or ("green" if not run.returncode else run.stderr[-300:]),
         "served = scored": {True: "yes", False: "NO"}[served == scored] if served else "",
         "its tests": "" if red is None else " ".join(red) or "green",
@@ -89,9 +95,12 @@ def tried(name: str, given: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Print one line per table as it comes."""
-    given = Path(sys.argv[1] if len(sys.argv) > 1 else os.environ["REAL_TABLES"]).resolve()
-    for name in sys.argv[2:] or TABLES:
-        print(" | ".join(f"{k}: {v}" for k, v in tried(name, given).items()), flush=True)
+    given, tables = Path(sys.argv[1] if len(sys.argv) > 1 else os.environ["REAL_TABLES"]).resolve(), TABLES
+    if given.is_file():
+        lines = [shlex.split(line, comments=True) for line in given.read_text(encoding="utf-8").splitlines()]
+        given, tables = given.parent, {path: Real(tuple(words), "", 0.0) for path, *words in filter(None, lines)}
+    for name in sys.argv[2:] or tables:
+        print(" | ".join(f"{k}: {v}" for k, v in tried(name, tables[name], given).items()), flush=True)
 
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ FOUND = [
     ("an empty column", {"void": lambda *_: ""}, r"^ *void +left out: empty"),
     ("a leak", {"told": lambda _, row: row["y"].upper()}, r"^ *told +kept, AND THE DATA STEP WILL STOP"),
     ("a positive label that sorts first", {"y": lambda i, _: int(i % 3 > 0)}, r"^ *y +positive is 0[^$]*sorts before 1"),
-    ("a missing target", {"y": lambda i, row: "" if i % 4 == 0 else row["y"]}, r"^ *y +30 rows left out"),
+    ("a missing target", {"y": lambda i, row: "" if i % 4 == 0 else row["y"]}, r"^ *y +rows left out: 30"),
     ("dates that could be either", {"d": lambda i, _: f"{i % 12 + 1}/{i % 11 + 1}/2024"}, r"^ *d +read as month/day/year"),
     ("known only afterwards", {"y": lambda i, r: "" if i % 4 == 0 else r["y"], "late": lambda i, _: "" if i % 4 == 0 else i * 7 % 50},
      r"^ *late +left out: known only afterwards"),
@@ -127,8 +127,13 @@ FOUND = [
     ("many values", {"town": lambda i, _: f"t{i % 60}"}, r"^ *town +kept as a category +60 different"),
     ("whole numbers", {"grade": lambda i, _: i % 5}, r"^ *grade +kept as a number"),
     ("many of a sort", {f"n{k}": lambda i, _: i % 3 for k in range(9)}, r"^ *1 more +kept as a number +as those above: n8"),
-    ("a unit", {"load": lambda i, _: f"{i * i % 1999:,} sq ft"}, r"^ *load +kept as a number +read without its unit, sq ft"),
+    ("a unit", {"load": lambda i, _: f"{i * i % 1999:,} sq ft"}, r"^ *load +kept as a number +a request sends a plain number, in sq ft"),
     ("an id that repeats", {"item_id_nr": lambda i, _: i * 37 % 70}, r"^ *item_id_nr +kept as a number +called like an id"),
+    ("a month", {"month": lambda i, _: f"2024-{i % 12 + 1:02}-01"}, r"^ *month +the event time"),
+    ("a column that is nearly numbers", {"load": lambda i, _: "(kg)" if i == 0 else i * i % 1999}, r"^ *load +kept .*its values are numbers"),
+    ("labels spelled in two ways", {"y": lambda i, row: row["y"].title() if i % 2 else row["y"]}, r"^ *y +labels kept apart +.*differ only by case"),
+    ("a target that is NA", {"y": lambda i, row: "NA" if i % 4 == 0 else row["y"]}, r"^ *y +rows left out: 30"),
+    ("a text that tells all", {"note": lambda i, row: f"said {row['y']} in row {i}"}, r"^ *\(text\) .*a text may hold the answer"),
     ("labels with a fraction", {"y": lambda _, row: 1.0 if row["y"] == "yes" else 0.5}, r"^ *y +the target: binary +2 labels, .*0\.5"),
 ]  # fmt: skip
 
@@ -170,6 +175,7 @@ REFUSED = [
     ("an unknown task", {}, ["--target", "y", "--task", "ranking"], "binary, multiclass, regression"),
     ("a time that is none", {}, ["--target", "y", "--time", "x"], "are not dates"),
     ("ids as a target", {"y": lambda i, _: f"n{i}"}, ["--target", "y"], "are no labels"),
+    ("too few that differ", {"x": lambda *_: "", "colour": lambda i, _: "red" if i % 2 else "blue"}, ["--target", "y"], "equal rows fall together"),
     ("nothing to predict from", {}, ["--target", "y", "--drop", "x,colour"], "no column is left"),
 ]
 
@@ -254,7 +260,8 @@ def test_every_kind_of_file_gives_the_same_contract(fresh: adopting.Project, tmp
 def test_numbers_and_dates_of_other_countries(fresh: adopting.Project, tmp_path: Path) -> None:
     rows = with_columns(
         noise(), price=lambda i, _: f"1.{i:03},5", on=lambda i, _: f"{i % 28 + 1}.{i % 12 + 1}.2024 10:30", code=lambda i, _: f"{i % 30:03}",
-        seen=lambda i, _: "N/A" if i % 3 == 0 else str(i % 40))  # fmt: skip
+        seen=lambda i, _: "N/A" if i % 3 == 0 else str(i % 40), opens=lambda i, _: f"{i % 24:02}:{i % 4 * 15:02}",
+        closes=lambda i, _: f"{i % 11 + 1}:30:18 {'PM' if i % 2 else 'am'}", gain=lambda i, _: f"({i}.50)" if i % 5 else f"${i:,}")  # fmt: skip
     table = write_csv(tmp_path / "t.csv", rows, ";")
     assert fresh.adopt(str(table), "--target", "y").code == 0
     kinds = {i.name: (i.kind, i.format, i.nullable) for i in fresh.params.load().framing.inputs}
@@ -262,7 +269,39 @@ def test_numbers_and_dates_of_other_countries(fresh: adopting.Project, tmp_path:
     assert kinds["on"] == ("date", "day/month/year", False)
     assert kinds["code"] == ("category", "", False)
     assert kinds["seen"] == ("number", "", True)
-    assert pq.read_table("data/raw/events.parquet").column("price").to_pylist()[:2] == [1000.5, 1001.5]
+    assert [kinds[n][:2] for n in ("opens", "closes", "gain")] == [("number", "hh:mm"), ("number", "hh:mm"), ("number", "$1,234.5")]
+    raw = pq.read_table("data/raw/events.parquet")
+    assert raw.column("price").to_pylist()[:2] == [1000.5, 1001.5]
+    assert raw.column("opens").to_pylist()[:2] == [0, 1.25]  # hours since midnight
+    assert raw.column("closes").to_pylist()[1] == pytest.approx(14.505)
+    assert raw.column("gain").to_pylist()[:2] == [0, -1.5]
+
+
+def test_one_time_of_day_for_training_batch_and_service(fresh: adopting.Project, tmp_path: Path) -> None:
+    """A file holds 08:30, a request 8.5; both get the same answer."""
+    rng = np.random.default_rng(0)
+    rows = [
+        row | {"at": f"{h:02}:{m:02}", "y": int(h > 12) if rng.random() < 0.8 else 0}
+        for row, h, m in zip(noise(400), *rng.integers((0, 0), (24, 60), (400, 2)).T, strict=True)
+    ]
+    table = write_csv(tmp_path / "t.csv", rows)
+    assert fresh.adopt(str(table), "--target", "y").code == 0
+    assert not [s for s in fresh.run() if "evaluation" not in s]
+    served, scored = fresh.serve(table)
+    assert served == scored
+    assert len(set(served)) > 10
+
+
+def test_values_that_meet_a_threshold_are_exported_as_they_are(fresh: adopting.Project, tmp_path: Path) -> None:
+    """Halfway between 0.122 and 0.124 is 0.123, but not in single precision: `serve` compares the export with the model."""
+    rng = np.random.default_rng(7)
+    x = rng.normal(size=400)
+    y = x + rng.normal(size=400) * 0.7 > 0
+    table = write_csv(tmp_path / "t.csv", [{"x": f"{a:.3f}", "y": b} for a, b in zip(x, y, strict=True)])
+    assert fresh.adopt(str(table), "--target", "y").code == 0
+    assert not [s for s in fresh.run() if "evaluation" not in s]
+    served, scored = fresh.serve(table)
+    assert served == scored
 
 
 # ---- again, with other flags --------------------------------------------------------------------

@@ -22,7 +22,7 @@ from ..step3_data.source import connect, write_query
 from ..step3_data.table import Table, open_table
 from .infer import Asked, Contract, infer, plain_time, resolve
 from .measure import Measured, best_kind, measure
-from .profile import Column, profile
+from .profile import Column, per_column, profile
 from .write import Document, change, features_sql, least_per_leaf, metric_of, split_by
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def adopt(path: Path, asked: Asked, *, day_first: bool = False, encoding: str = 
         table = open_table(connection, path, folder, encoding)
         asked = resolve(asked, table.names)
         log.info("adopt: finding out what its %s columns are", len(table.names))
-        columns = profile(connection, table, day_first)
+        table, columns = profile(connection, table, asked.target, day_first, folder)
         contract = infer(columns, asked, *_relations(connection, table, columns, asked))
         contract.keeps_history = not demo and _statements(sql) != NO_FEATURES
         log.info("adopt: writing %s rows as Parquet, then trying models on some of them", f"{columns[0].rows:,}")
@@ -84,14 +84,16 @@ def _relations(
     connection: duckdb.DuckDBPyConnection, table: Table, columns: Sequence[Column], asked: Asked
 ) -> tuple[dict[str, tuple[float, float]], dict[str, float]]:
     """How columns go missing with the target, and how often dates are later than the event."""
-    target, time = (next((c.sql for c in columns if c.name == n), "") for n in (asked.target, plain_time(columns, asked)))
-    others = [c for c in columns if c.name != asked.target]
-    gone = [f"coalesce(avg(({c.sql} IS NULL)::INTEGER) FILTER ({target} IS {known} NULL), 0)" for c in others for known in ("", "NOT")]
-    dates = [c for c in others if time and c.kind == "date" and c.sql != time]
-    later = [f"coalesce(avg(({c.sql} > {time})::INTEGER), 0)" for c in dates]
-    found = connection.execute(f"SELECT {', '.join([*gone, *later, '0'])} FROM {table.relation}").fetchall()[0]
-    pairs = {c.name: (found[2 * n], found[2 * n + 1]) for n, c in enumerate(others)}
-    return pairs, {c.name: share for c, share in zip(dates, found[len(gone) : -1], strict=True)}
+    target, time = next(c for c in columns if c.name == asked.target), plain_time(columns, asked)
+    holes = [c for c in columns if c is not target and c.missing and target.missing]
+    moment = next((c.sql for c in columns if c.name == time), "")
+    dates = [c for c in columns if time and c.kind == "date" and c.name not in (time, asked.target)]
+    wanted = [[f"count(*) FILTER ({c.sql} IS NULL AND {target.sql} IS NULL)"] for c in holes]
+    wanted += [[f"coalesce(avg(({c.sql} > {moment})::INTEGER), 0)"] for c in dates]
+    found = [found for (found,) in per_column(connection, table.relation, wanted)]
+    unknown, known = max(1, target.rows - target.present), max(1, target.present)
+    pairs = {c.name: (n / unknown, (c.rows - c.present - n) / known) for c, n in zip(holes, found, strict=False)}
+    return pairs, {c.name: share for c, share in zip(dates, found[len(holes) :], strict=True)}
 
 
 def _write_raw(connection: duckdb.DuckDBPyConnection, table: Table, columns: Sequence[Column], contract: Contract, path: Path) -> None:
@@ -119,6 +121,8 @@ def _judge(contract: Contract, measured: Measured, asked: Asked, limit: float) -
     """Say what the rows told."""
     target = contract.target.name
     for name, score in sorted(measured.alone.items(), key=lambda item: -item[1]):
+        if name == contract.time:
+            continue
         if score > limit:
             contract.trusts_leaks = contract.trusts_leaks or name in asked.keep
             did = "kept, as --keep said" if name in asked.keep else "kept, AND THE DATA STEP WILL STOP ON IT"
@@ -127,21 +131,24 @@ def _judge(contract: Contract, measured: Measured, asked: Asked, limit: float) -
             contract.say(name, "kept: known beforehand?", f"alone it scores {score:.3f}; if it is known only afterwards, drop it", f'--drop "{name}"')
     if measured.rare:
         rows, s = ", ".join(f"{label} ({n:,})" for label, n in list(measured.rare.items())[:8]), "s" * (len(measured.rare) > 1)
-        contract.say(target, f"{len(measured.rare)} label{s} left out", f"too few rows, or none in a part of the split: {rows}", "framing.labels")
+        numbers = "--task regression" if contract.target.kind == "number" else "framing.labels"
+        contract.say(target, f"{len(measured.rare)} label{s} left out", f"too few rows, or none in a part of the split: {rows}", numbers)
     if measured.duplicates:
         repeat = "rows repeat" if measured.duplicates > 1 else "row repeats"
-        several = f"; {measured.conflicts:,} patterns come with several labels, and no model can be right about those" if measured.conflicts else ""
+        patterns = "patterns come" if measured.conflicts > 1 else "pattern comes"
+        several = f"; {measured.conflicts:,} {patterns} with several labels, and no model can be right about those" if measured.conflicts else ""
         contract.say("(rows)", "kept", f"{measured.duplicates:,} {repeat} the inputs of another{several}", "data.split")
     if any(i["kind"] == "text" for i in contract.inputs) and measured.kinds:
         kind, tried = best_kind(measured.kinds), ", ".join(f"{k} {abs(v):.3f}" for k, v in measured.kinds.items())
         why = "many words weigh together" if kind == "linear" else "a few words or the other columns decide"
+        why += "; so well that a text may hold the answer" * (max(measured.kinds.values()) > limit)
         contract.say("(text)", f"model.kind is {kind}", f"{why}: {tried}", "model.kind")
 
 
 def _show(contract: Contract, table: Table, rows: int, text: str) -> None:
     """What was found, as a table, with the line or the flag that changes it."""
     lines, console = line_numbers(text), Console()
-    console.print(f"{rows:,} rows, {len(table.names)} columns ({table.described}); {len(contract.inputs)} of them are inputs.", highlight=False)
+    console.print(f"{rows:,} rows, {len(table.names)} columns ({table.described}); inputs: {len(contract.inputs)}.", highlight=False)
     shown, alike = Shown("column", "adopt", "because", "to change it", box=None), defaultdict(list)
     for column, did, why, mend in contract.findings:
         alike[did].append(column)

@@ -3,6 +3,7 @@
 import difflib
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,7 +24,7 @@ MANY = 50  # values of a category that call for a word
 MOSTLY = 0.5  # share of missing values that calls for a word
 ACTOR = r"(customer|user|client|patient|subject|account|member|subscriber|card|device|person|player|employee|student)s?[\W_]*(id|key|no|number|uuid)?"
 IDS = re.compile(r"(?i:^unnamed|^(row)?names?$|(^|[\W_])id([\W_]|$)|[\W_](uuid|guid|key|index)$|^(row)?(index|no|number|names)$|^rowid$)|[a-z]I[dD]$")
-MOMENT = re.compile(r"date|time|stamp|moment|when|created|opened|ordered|(^|[\W_])(at|on|ts)$|^day$", re.IGNORECASE)
+MOMENT = re.compile(r"date|time|stamp|moment|when|created|opened|ordered|(^|[\W_])(at|on|ts)$|^(day|week|month|quarter|year)$", re.IGNORECASE)
 NO_MOMENT = re.compile(r"birth|born|\bdob\b|expir|due|until|end|updated|modified", re.IGNORECASE)
 
 
@@ -180,7 +181,10 @@ def _say_target(contract: Contract) -> None:
     what = f"{len(counts)} labels, {', '.join(map(_quoted, list(counts)[:4]))}{' …' * (len(counts) > 4)}" if counts else ""
     contract.say(name, f"the target: {contract.task}", what or f"numbers from {target.low:g} to {target.high:g}", "--task")
     if target.missing:
-        contract.say(name, f"{target.rows - rows:,} rows left out", f"they have no target, {target.missing:.1%} of {target.rows:,}")
+        contract.say(name, f"rows left out: {target.rows - rows:,}", f"they have no target, {target.missing:.1%} of {target.rows:,}")
+    spelled = Counter(str(v).strip().lower() for v in counts)
+    if alike := [v for v in counts if spelled[str(v).strip().lower()] > 1]:
+        contract.say(name, "labels kept apart", f"{', '.join(map(_quoted, alike))} differ only by case or spaces; make them one in the file")
     if positive is None:
         return
     share, others = counts[positive] / rows, [v for v in counts if v != positive]
@@ -199,7 +203,7 @@ def _say_keys(contract: Contract, columns: Sequence[Column]) -> None:
         if column.name == contract.time:
             contract.say(column.name, "the event time", "the split is by time, so the test is the future", "data.split")
             if column.missing:
-                contract.say(column.name, f"{column.rows - column.present:,} rows left out", "they have no event time")
+                contract.say(column.name, f"rows left out: {column.rows - column.present:,}", "they have no event time")
         if column.name == contract.entity:
             contract.say(column.name, "the entity", "it says whose row it is: features.sql can give its history", "framing.entity")
     dates = [c.name for c in columns if c.kind == "date" and c.name != contract.target.name]
@@ -210,14 +214,15 @@ def _say_keys(contract: Contract, columns: Sequence[Column]) -> None:
 def _left_out(column: Column, contract: Contract, asked: Asked) -> tuple[str, str] | None:
     """What a column is left out as, and why; None for a good one."""
     c = column
-    a_code = (c.kind == "text" and not is_free_text(c)) or (c.kind == "number" and c.whole and IDS.search(c.name))
+    a_code = (c.kind == "text" and not is_free_text(c) and not c.nearly) or (c.kind == "number" and c.whole and IDS.search(c.name))
+    an_id = a_code and c.unique > 0.95 and c.distinct > CLOSED
     reasons: tuple[tuple[Any, str, Callable[[], str]], ...] = (
         (c.name in asked.drop, "as asked", lambda: "--drop"),
         (c.name == contract.entity, "an identity", lambda: "knowing who it is does not help with anybody new"),
         (not c.present, "empty", lambda: "no row has a value"),
         (c.distinct == 1 and not c.missing, "constant", lambda: f"always {_quoted(next(iter(c.counts)))}"),
         (c.increasing and c.present == c.rows, "an index", lambda: "whole numbers that grow from row to row"),
-        (c.unique > 0.95 and a_code, "an id", lambda: f"{c.distinct:,} different values in {c.present:,} rows say which row it is, and no more"),
+        (an_id, "an id", lambda: f"{c.distinct:,} different values in {c.present:,} rows say which row it is, and no more"),
     )
     return next(((what, why()) for holds, what, why in reasons if holds), None)
 
@@ -246,7 +251,7 @@ def _input(column: Column, contract: Contract) -> dict[str, Any]:
     c, place = column, f"framing.inputs.{column.name}"
     kind = "text" if is_free_text(c) else "category" if c.kind == "text" else c.kind
     made: dict[str, Any] = {"name": c.name, "kind": kind}
-    if IDS.search(c.name) and (c.whole or kind == "category"):
+    if IDS.search(c.name) and c.distinct > CLOSED and (c.whole or kind == "category"):
         why = f"called like an id, but only {c.distinct:,} of {c.present:,} differ: it may say whose row it is, or be a code"
         contract.say(c.name, f"kept as a {kind}", why, f"--entity {_quoted(c.name)}, or --drop")
     if kind == "number":
@@ -255,6 +260,8 @@ def _input(column: Column, contract: Contract) -> dict[str, Any]:
             contract.say(c.name, "kept as a number", f"{c.distinct} whole numbers; if they are codes, make it a category", place)
     elif kind == "category" and c.distinct <= CLOSED and c.rows >= 200 and min(c.counts.values()) >= 5:
         made["values"] = sorted(c.counts)
+    elif kind == "category" and c.distinct > CLOSED and c.nearly:
+        contract.say(c.name, "kept as a category", f"but for a few, its values are {c.nearly}s: mend those in the file, or leave them empty", place)
     elif kind == "category" and c.distinct > MANY:
         contract.say(c.name, "kept as a category", f"{c.distinct:,} different values: its history (features.sql) may tell more", place)
     elif kind == "date" and c.ambiguous:
@@ -267,7 +274,7 @@ def _input(column: Column, contract: Contract) -> dict[str, Any]:
         made["max_missing"] = min(1.0, round(c.missing * 1.2 + 0.05, 2))
     if unit := unit_of(c.style):
         made["unit"] = unit
-        contract.say(c.name, "kept as a number", f"read without its unit, {unit}", place)
+        contract.say(c.name, "kept as a number", f"a request sends a plain number, in {unit}", place)
     return made | ({"format": c.style} if c.style else {})
 
 

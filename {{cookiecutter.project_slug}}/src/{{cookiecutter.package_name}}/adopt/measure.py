@@ -14,13 +14,13 @@ from ..step1_requirements.checks import StepFailed
 from ..step2_framing.contract import as_text
 from ..step3_data.encode import classes_of, columns_of, columns_read, encode, encode_labels
 from ..step3_data.source import in_sql, name, open_events, text
-from ..step3_data.split import PARTS, assign
+from ..step3_data.split import HOW, PARTS, assign
 from ..step3_data.validation import measure_alone
 from .infer import LEAST_PER_LABEL
 
 MOST_ROWS = 1_000_000  # a table with more is measured on a sample
 KINDS: tuple[Literal["boosting", "linear"], ...] = ("boosting", "linear")
-TRIED_ROWS = 5_000  # rows to learn from when kinds of model are compared
+TRIED_ROWS, TRIED_COLUMNS = 5_000, 100  # rows to learn from, and columns that tell most alone, when kinds of model are compared
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ def measure(connection: duckdb.DuckDBPyConnection, framing: Framing, data: Data,
     train = "(SELECT events.* FROM events JOIN parts USING (row_id) WHERE part = 'train')"
     alone = measure_alone(connection, framing, train)
     fair = tuple(i for i in framing.inputs if alone[i.name] <= data.leak_limit) or framing.inputs
-    kinds = _compare_kinds(connection, framing.model_copy(update={"inputs": fair}), model)
+    telling = sorted(fair, key=lambda i: (i.kind != "text", -alone[i.name]))[:TRIED_COLUMNS]
+    kinds = _compare_kinds(connection, framing.model_copy(update={"inputs": tuple(telling)}), model)
     return Measured(rare, alone, _baseline(connection, framing), kinds, *_repeated(connection, framing))
 
 
@@ -66,8 +67,8 @@ def _without_rare(connection: duckdb.DuckDBPyConnection, framing: Framing, data:
             return framing, rare
         if framing.task == "binary":
             label, part = next(iter(thin.items()))
-            where = f"in the {part} part of the split by {data.split.by}"
-            raise StepFailed(f"{framing.target!r} is never {label} {where}; give more rows, or another --time")
+            where = f"the {part} part has no row in which {framing.target!r} is {label}"
+            raise StepFailed(f"{where}: {HOW[data.split.by]}; give more rows that differ, or another --time")
         rare |= {label: counts[label] for label in thin}
 
 
@@ -75,7 +76,7 @@ def _thin(connection: duckdb.DuckDBPyConnection, framing: Framing, labels: Seque
     """Labels that some part lacks, with the part; of a binary target, the positive one and the others."""
     target = f"{name(in_sql(framing).target)}::VARCHAR"
     if framing.task == "binary":
-        labels = (positive := as_text(framing.positive) or "", f"not {positive}")
+        labels = (positive := as_text(framing.positive) or "", f"other than {positive}")
         target = f"CASE WHEN {target} = {text(positive)} THEN {text(positive)} ELSE {text(labels[1])} END"
     found = set(connection.execute(f"SELECT DISTINCT {target}, part FROM events JOIN parts USING (row_id)").fetchall())
     return {label: part for part in reversed(PARTS) for label in labels if (label, part) not in found}

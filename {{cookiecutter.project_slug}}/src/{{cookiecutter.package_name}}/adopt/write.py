@@ -15,11 +15,10 @@ from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 from ..params import HIGHER_IS_BETTER
 from ..step2_framing.contract import as_text
 from ..step3_data.source import name
+from ..step3_data.split import HOW
 from .infer import RARE, Contract
 from .measure import Measured, best_kind, better_than
 
-SPLIT = {"time": "the test part is the newest; what is left of 1", "group": "all rows of an entity fall together; the test part is what is left of 1",
-         "random": "equal rows fall together; the test part is what is left of 1"}  # fmt: skip
 Changes = dict[str, tuple[Any, str | None]]  # by path: the value, and the comment behind it (None: as it was)
 MOST_SLICES = 6  # values of a column that slices the test part
 
@@ -175,7 +174,7 @@ def _data(contract: Contract, measured: Measured, old: Mapping[str, Any]) -> Cha
     return {
         "data.sample": (None, "your own table is in data/raw"),
         "data.since": (None, None),
-        "data.split": (old["data"]["split"] | {"by": split_by(contract)}, SPLIT[split_by(contract)]),
+        "data.split": (old["data"]["split"] | {"by": split_by(contract)}, f"{HOW[split_by(contract)]}; the test part is what is left of 1"),
         "data.leak_limit": (1.0 if contract.trusts_leaks else old["data"]["leak_limit"], "nothing is refused, because --keep said so"),
         "model.kind": (best_kind(measured.kinds), f"{metric_of(contract)} on some validation rows: {tried}"),
         "model.boosting.min_samples_leaf": (least_per_leaf(contract, old["model"]["boosting"]["min_samples_leaf"]), None),

@@ -13,6 +13,7 @@ from .source import in_sql, name, open_part, text
 PARTS = ("train", "validation", "test")
 Counts = dict[str, int]  # rows of each part, and of what was left out
 LEFT_OUT = {"without label": "left out: no label yet", "embargoed": "left out: label not in when the test begins"}
+HOW = {"time": "later rows test what earlier ones taught", "group": "all rows of an entity fall together", "random": "equal rows fall together"}
 
 
 def assign(connection: duckdb.DuckDBPyConnection, framing: Framing, split: Split, label_delay_days: float, since: str | None = None) -> Counts:
@@ -38,7 +39,7 @@ def assign(connection: duckdb.DuckDBPyConnection, framing: Framing, split: Split
     connection.execute(f"CREATE OR REPLACE TABLE parts AS SELECT row_id, {part} AS part FROM events")
     found: dict[str, int] = dict(connection.execute("SELECT part, count(*) FROM parts GROUP BY part").fetchall())
     if empty := [p for p in PARTS if not found.get(p)]:
-        mend = "give more rows, or other shares in data.split of params.yaml"
+        mend = f"{HOW[split.by]}, so give more that differ, or other shares in data.split of params.yaml"
         raise StepFailed(f"data: the {empty[0]} part of the split is empty ({found}); {mend}")
     return {part: found.get(part, 0) for part in (*PARTS, *LEFT_OUT)}
 

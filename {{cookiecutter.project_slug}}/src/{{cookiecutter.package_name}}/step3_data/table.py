@@ -26,8 +26,8 @@ from .source import connect, text
 #: What stands for a missing value in a text column whose other values are numbers, dates or booleans.
 MARKERS = ("", "na", "n/a", "#n/a", "nan", "null", "none", "nil", "?", "-", "--", ".", "inf", "+inf", "-inf", "infinity", "-infinity")
 #: How text holds a number (with a currency or a percent sign, too) or a date, the `format` of an input; "" is 1234.5 and ISO 8601.
-#: A unit may follow the first two: "1,234.5 kg".
-NUMBERS = {"1,234.5": (",", "."), "1.234,5": (".", ","), "$1,234.5": (",", "."), "1.234,5 €": (".", ",")}
+#: A unit may follow the first two: "1,234.5 kg". A time of day, 17:05 or 5:05 PM, is the hours since midnight.
+NUMBERS = {"1,234.5": (",", "."), "1.234,5": (".", ","), "$1,234.5": (",", "."), "1.234,5 €": (".", ","), "hh:mm": ("", ".")}
 DATES = {
     "month/day/year": ("%m/%d/%y", "%m/%d/%Y"),
     "day/month/year": ("%d/%m/%y", "%d/%m/%Y"),
@@ -146,8 +146,8 @@ def natural_kind(sql_type: str) -> str:
 
 
 def unit_of(style: str) -> str:
-    """The unit that stands behind numbers of this style."""
-    return style[7:].strip() if style not in NUMBERS and style[:7] in NUMBERS else ""
+    """The unit that stands behind numbers of this style, or is meant by it."""
+    return "hours since midnight" if style == "hh:mm" else style[7:].strip() if style not in NUMBERS and style[:7] in NUMBERS else ""
 
 
 def is_known(column: str) -> str:
@@ -156,10 +156,14 @@ def is_known(column: str) -> str:
 
 
 def _number(known: str, style: str) -> str:
+    if style == "hh:mm":
+        clocks = ", ".join(text(clock.strip()) for clock in CLOCKS[1:])
+        return rf"CASE WHEN regexp_matches({known}, '^\d\d?:\d\d') THEN epoch(try_strptime({known}, [{clocks}])::TIME) / 3600 END"
     thousands, decimal = NUMBERS.get(style, NUMBERS.get(style[:7], ("", ".")))
     if unit := unit_of(style):
         known = f"rtrim(regexp_replace({known}, {text(re.escape(unit) + '$')}, ''))"
     elif style[:1] == "$" or style[-1:] == "€":
+        known = rf"regexp_replace({known}, '^\((.+)\)$', '-\1')"  # as accountants write it
         known = rf"regexp_replace({known}, '^([+-]?)[$€£¥]\s?|\s?[$€£¥%]$', '\1', 'g')"
     plain = f"replace(replace({known}, {text(thousands)}, ''), {text(decimal)}, '.')" if style else known
     digits = r"0|[1-9]\d*" + (r"|\d{1,3}(?:[" + thousands + r"]\d{3})+" if style else "")  # a leading zero makes a code
@@ -294,7 +298,7 @@ def _guess(path: Path) -> str:
 
     with _bytes(path) as file:
         lines = list(islice((line for line in file if not line.isascii()), 300))
-    if sum(line.decode("utf-8", "ignore").encode() == line for line in lines) > len(lines) / 2:
+    if sum(line.decode("utf-8", "ignore").encode() == line for line in lines) > len(lines) / 4:
         return "utf-8"
     sample = b"".join(lines)
     paired = sum(a > 127 and b > 127 for a, b in pairwise(sample)) / max(1, sum(byte > 127 for byte in sample))

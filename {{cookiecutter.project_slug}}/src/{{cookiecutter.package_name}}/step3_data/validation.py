@@ -125,7 +125,7 @@ def scores_alone(framing: Framing, columns: dict[str, Sequence[Any]], target: Se
 
 def check_alone(scores: dict[str, float], limit: float) -> Check:
     """No column may reach `limit` alone."""
-    column, score = max(scores.items(), key=lambda item: item[1])
+    column, score = max(scores.items(), key=lambda item: item[1], default=("there is none", 0.0))
     mend = f"{column!r} nearly gives the target away: take it out of framing.inputs if it is known only afterwards, or raise data.leak_limit."
     return check_bound("no_leak", f"score of the best single column ({column})", score, at_most=limit, mend=mend)
 

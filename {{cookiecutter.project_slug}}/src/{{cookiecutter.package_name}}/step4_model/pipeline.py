@@ -93,6 +93,19 @@ def _estimator(framing: Framing, model: Model, kind: Estimator) -> Any:
     return DummyClassifier(strategy="prior")
 
 
+def in_single_precision(pipeline: Pipeline) -> Pipeline:
+    """The same pipeline, the thresholds of its boosted trees rounded down to float32.
+
+    Numbers are float32, so every one of them stays on its side. The export holds thresholds as float32, too, but rounds to the nearest:
+    one halfway between 0.122 and 0.124 becomes 0.123, and a row that has 0.123 would change sides.
+    """
+    for tree in (tree for trees in getattr(pipeline[-1], "_predictors", ()) for tree in trees):
+        exact = tree.nodes["num_threshold"]
+        nearest = exact.astype(np.float32)
+        tree.nodes["num_threshold"] = np.where(nearest > exact, np.nextafter(nearest, np.float32(-np.inf)), nearest)
+    return pipeline
+
+
 def predict(framing: Framing, pipeline: Pipeline, frame: pd.DataFrame) -> NDArray[Any]:
     """Probabilities (rows, classes), or predicted numbers (rows,) in regression."""
     result: NDArray[Any] = pipeline.predict(frame) if framing.task == "regression" else pipeline.predict_proba(frame)

@@ -16,7 +16,7 @@ from sklearn.pipeline import Pipeline
 from ..params import Framing, Model
 from ..step1_requirements.checks import StepFailed
 from ..step3_data.encode import Arrays, classes_of, columns_of, columns_read, encode, encode_labels
-from .pipeline import Estimator, build_pipeline, frame_of
+from .pipeline import Estimator, build_pipeline, frame_of, in_single_precision
 
 #: The scikit-learn scorer behind each metric of params.yaml that has one; higher is better for all.
 SCORERS = {
@@ -77,7 +77,7 @@ def fit(framing: Framing, model: Model, part: Part, classes: list[str]) -> Train
         raise StepFailed("model: the training part holds one class only; give more rows, or check framing.positive in params.yaml")
 
     def trained(kind: Estimator) -> Pipeline:
-        return build_pipeline(framing, model, kind, part.frame).fit(part.frame, part.labels)
+        return in_single_precision(build_pipeline(framing, model, kind, part.frame).fit(part.frame, part.labels))
 
     return Trained(trained(model.kind), trained("rule"), trained("trivial"), classes)
 
