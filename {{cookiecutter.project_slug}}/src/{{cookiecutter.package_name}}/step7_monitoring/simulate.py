@@ -22,7 +22,7 @@ import yaml
 
 from ..params import BUNDLE, ONLINE, PATH, REPORTS, SCRATCH, Params, Sample, load
 from ..step1_requirements.checks import STEPS, StepFailed, close_gate
-from ..step1_requirements.page import AMBER, BLUE, GREEN, GREY, RED, axes, figure, page, section, table, whole_folder, write_text
+from ..step1_requirements.page import AMBER, BLUE, GREEN, GREY, RED, axes, figure, markdown_table, page, plain, section, table, whole_folder, write_text
 from ..step3_data.encode import columns_of, columns_read, encode, encode_labels
 from ..step3_data.features import QUERY, build
 from ..step3_data.source import connect, in_sql, open_events, write_query, write_sample
@@ -298,8 +298,8 @@ def write_story(params: Params, told: list[Told]) -> str:
             "The time machine", f"{told[0].story.days} days of traffic; the world moves on day {told[0].story.drift_at}.",
             section("Stories", *figures), section("Figures", flipped),
             section("Decisions", table(("drift", "seed", "day", "decision", "rule", "why"), decided))))  # fmt: skip
-    cells: list[list[Any]] = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(f"{c:.3g}" if isinstance(c, float) else "–" if c is None else str(c) for c in row) + " |" for row in cells)
+    cells = [[plain(c) if isinstance(c, float) else "–" if c is None else c for c in row] for row in rows]
+    return markdown_table(header, cells)
 
 
 def _draw(params: Params, told: Told) -> Any:
