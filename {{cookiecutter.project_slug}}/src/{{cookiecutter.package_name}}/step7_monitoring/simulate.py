@@ -22,7 +22,22 @@ import yaml
 
 from ..params import BUNDLE, ONLINE, PATH, REPORTS, SCRATCH, Params, Sample, load
 from ..step1_requirements.checks import STEPS, StepFailed, close_gate
-from ..step1_requirements.page import AMBER, BLUE, GREEN, GREY, RED, axes, figure, markdown_table, page, plain, section, table, whole_folder, write_text
+from ..step1_requirements.page import (
+    AMBER,
+    BLUE,
+    GREEN,
+    GREY,
+    RED,
+    axes,
+    figure,
+    markdown_table,
+    page,
+    plain,
+    section,
+    table,
+    whole_folder,
+    write_text,
+)
 from ..step3_data.encode import columns_of, columns_read, encode, encode_labels
 from ..step3_data.features import QUERY, build
 from ..step3_data.source import connect, in_sql, open_events, write_query, write_sample
