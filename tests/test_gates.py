@@ -362,12 +362,18 @@ def project(clean: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(clean, tmp_path / clean.name, symlinks=True))
 
 
-def run(project: Path) -> Done:
-    """`python -m <package> run`: the pipeline as its user runs it."""
+def begin(project: Path) -> subprocess.Popen[str]:
+    """`python -m <package> run`, the pipeline as its user runs it, in a process group of its own."""
     command = [sys.executable, "-m", package_of(project), "run"]
     env = os.environ | {"PYTHONPATH": str(project / "src"), "COLUMNS": "200"}
-    done = subprocess.run(command, cwd=project, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-    return Done(done.returncode, done.stdout)
+    return subprocess.Popen(command, cwd=project, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+
+
+def run(project: Path) -> Done:
+    """The pipeline to its end."""
+    with begin(project) as started:
+        said = started.communicate()[0]
+    return Done(started.returncode, said)
 
 
 def ran(done: Done) -> list[str]:
@@ -472,6 +478,24 @@ def test_a_run_killed_while_training_goes_on(project: Path) -> None:
     assert set(ran(again)) <= {"model"}
     assert again.said.count(" pass ") == len(STEPS)
     assert {p.name for p in (project / "models/candidate").iterdir()} == {"model.joblib", "framing.json", "version.json"}
+
+
+def test_ctrl_c_ends_a_run_in_a_sentence_and_the_next_goes_on(project: Path) -> None:
+    """The signal reaches `run`, DVC and the step at once, as from a terminal, while DuckDB is at work."""
+    path = source(project, "step3_data/stage.py")
+    path.write_text(path.read_text(encoding="utf-8") + "# changed\n", encoding="utf-8")
+    said = ""
+    with begin(project) as started:
+        for line in started.stdout or ():
+            said += line
+            if line.startswith("data: computing"):
+                os.killpg(started.pid, signal.SIGINT)
+    assert started.returncode == 130, said
+    assert "Traceback" not in said
+    assert "the next `run` goes on" in said
+    again = run(project)
+    assert again.code == 0, again.said
+    assert again.said.count(" pass ") == len(STEPS)
 
 
 def test_a_run_stops_at_bad_rows_and_goes_on_without_training(project: Path) -> None:
