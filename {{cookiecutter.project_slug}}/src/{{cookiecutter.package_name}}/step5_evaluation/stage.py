@@ -60,7 +60,8 @@ def _threshold(params: Params, trained: Trained, validation: Part) -> float | No
     if params.evaluation.threshold is None:
         return None
     scores = predict(params.framing, trained.model, validation.frame)[:, 1]
-    return choose_threshold(params.evaluation.threshold, validation.labels, scores)
+    most = [t.bound for t in params.requirements.guard_rails if t.metric == "false_positive_rate"]
+    return choose_threshold(params.evaluation.threshold, validation.labels, scores, min(most, default=1.0))
 
 
 def _measure(params: Params, trained: Trained, test: Part, answers: Answers, threshold: float | None, version: str) -> Measured:
