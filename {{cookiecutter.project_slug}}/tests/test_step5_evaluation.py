@@ -122,6 +122,14 @@ def test_the_threshold_by_cost_is_the_cheapest_there_is(wrong_yes: float, wrong_
     assert cost(chosen) == min(map(cost, [*scores, 2.0]))
 
 
+@pytest.mark.parametrize("most", [0.02, 0.1, 0.3])
+def test_the_threshold_by_cost_keeps_the_guard_rail(most: float) -> None:
+    """However dear a missed case is, honest cases are not turned away beyond the guard rail, and no needless room is left."""
+    chosen = choose_threshold(Threshold(by="cost", false_positive_usd=1.0, false_negative_usd=1e6), LABELS, BINARY.scores, most)
+    rate = measure("false_positive_rate", replace(BINARY, decisions=(BINARY.scores >= chosen).astype(int)))
+    assert most / 6 < rate <= most
+
+
 @pytest.mark.parametrize("promise", [0.5, 0.8, 0.95])
 def test_a_promised_precision_or_recall_is_kept(promise: float) -> None:
     """And the other of the two is as high as the promise allows."""

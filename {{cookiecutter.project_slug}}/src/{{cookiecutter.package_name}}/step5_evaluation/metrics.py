@@ -146,11 +146,11 @@ def lead(metric: str, ours: Answers, theirs: Answers, our_samples: Array, resamp
     return interval(sign * (measure(metric, ours) - measure(metric, theirs)), samples, confidence)
 
 
-def choose_threshold(rule: Threshold, labels: Array, scores: Array) -> float:
+def choose_threshold(rule: Threshold, labels: Array, scores: Array, most_false_positives: float = 1.0) -> float:
     """The score at and above which the answer is yes.
 
-    cost: the cheapest threshold. precision: the lowest that keeps it, so recall is highest.
-    recall: the highest that keeps it, so precision is highest. When a promise cannot be
+    cost: the cheapest threshold whose false positive rate, and two of its standard errors, stay within a guard rail.
+    precision: the lowest that keeps it, so recall is highest. recall: the highest that keeps it, so precision is highest. When a promise cannot be
     kept, the threshold that comes closest.
     """
     order = np.argsort(-scores, kind="stable")
@@ -160,8 +160,11 @@ def choose_threshold(rule: Threshold, labels: Array, scores: Array) -> float:
     positives = max(1, int((labels == 1).sum()))
     precision, recall = caught / flagged, caught / positives
     if rule.by == "cost":
+        negatives = max(1, len(labels) - positives)
+        rate = (flagged - caught) / negatives
+        within = (rate + 2 * np.sqrt(rate * (1 - rate) / negatives) <= most_false_positives) | (most_false_positives >= 1)
         cost = (flagged - caught) * rule.false_positive_usd + (positives - caught) * rule.false_negative_usd
-        best = int(np.argmin(cost))
+        best = int(np.argmin(np.where(within, cost, np.inf)))
         if positives * rule.false_negative_usd < cost[best]:  # never to say yes is cheaper
             return float(max((candidates[0] + 1) / 2, np.nextafter(candidates[0], 2)))
     elif rule.by == "precision":

@@ -40,7 +40,9 @@ def run(params: Params) -> None:
     log.info("evaluation: measuring on %s rows, with %s resamples", f"{len(test.labels):,}", evaluation.bootstrap)
     threshold = None
     if evaluation.threshold:
-        threshold = choose_threshold(evaluation.threshold, validation.labels, predict(framing, trained.model, validation.frame)[:, 1])
+        scores = predict(framing, trained.model, validation.frame)[:, 1]
+        most = [t.bound for t in params.requirements.guard_rails if t.metric == "false_positive_rate"]
+        threshold = choose_threshold(evaluation.threshold, validation.labels, scores, min(most, default=1.0))
     answers = answers_of(framing.task, test.labels, predict(framing, trained.model, test.frame), threshold)
     measured = _measure(params, trained, test, answers, threshold, version["version"])
     connection = connect(params.data.memory_gb, SCRATCH)
