@@ -123,7 +123,7 @@ FOUND = [
     ("equal rows with both labels", {"x": lambda i, _: i % 20}, r"patterns come with several labels"),
     ("a class too small", {"y": lambda i, r: "maybe" if i < 3 else r["y"]}, r"^ *y +1 label left out +.*maybe \(3\)"),
     ("free text", {"words": lambda i, _: f"the row {i} says hello to row {i + 1}"}, r"^ *words +kept as free text"),
-    ("an entity", {"customer_id": lambda i, _: f"c{i % 55}"}, r"^ *customer_id +the entity"),
+    ("an entity", {"customer_id": lambda i, _: f"c{i % 55}"}, r"^ *customer_id +the entity[^$]*an identity .*--keep customer_id"),
     ("many values", {"town": lambda i, _: f"t{i % 60}"}, r"^ *town +kept as a category +60 different"),
     ("whole numbers", {"grade": lambda i, _: i % 5}, r"^ *grade +kept as a number"),
     ("many of a sort", {f"n{k}": lambda i, _: i % 3 for k in range(9)}, r"^ *1 more +kept as a number +as those above: n8"),
@@ -287,6 +287,7 @@ def test_one_time_of_day_for_training_batch_and_service(fresh: adopting.Project,
     table = write_csv(tmp_path / "t.csv", rows)
     assert fresh.adopt(str(table), "--target", "y").code == 0
     assert not [s for s in fresh.run() if "evaluation" not in s]
+    assert {i.name: i.unit for i in fresh.params.load().framing.inputs}["at"] == "hours since midnight"
     served, scored = fresh.serve(table)
     assert served == scored
     assert len(set(served)) > 10

@@ -272,7 +272,9 @@ BAD: dict[str, tuple[Callable[[dict[str, Any], str, Limits], str | bytes], int, 
 def test_a_bad_request_is_told_what_is_wrong(fault: str, service: Service, manifest: dict[str, Any], params: Params) -> None:
     """A problem document that names the field, and the next request is answered."""
     body, status, named = BAD[fault]
-    field = next(i.name for i in params.framing.inputs if i.origin == "request" and i.kind != "date")
+    field = next((i.name for i in params.framing.inputs if i.origin == "request" and i.kind != "date"), "")
+    if not field:
+        pytest.skip("a request holds nothing but dates")
     answer = service.ask("POST", "/v1/predict", content=body(manifest["example"], field, params.deployment.limits), headers=JSON)
     problem = answer.json()
     assert (answer.status_code, problem["status"], answer.headers["content-type"]) == (status, status, "application/problem+json")
@@ -429,7 +431,7 @@ def test_a_new_bundle_takes_over_and_a_bad_one_does_not(bundle: Path, params: Pa
             assert service.predict([manifest["example"]])["model_version"] == ("one" if number == 1 else f"after {number - 1}"), fault
             version_of(bundle, folder, f"after {number}")
             service.until(lambda n=number: service.predict([manifest["example"]])["model_version"] == f"after {n}")
-        assert service.metric("model_info", version="after 3", role="champion") == 1
+        service.until(lambda: service.metric("model_info", version="after 3", role="champion") == 1)
 
 
 @pytest.mark.parametrize("mode", ["canary", "shadow"])

@@ -177,7 +177,10 @@ def test_what_had_moved_when_a_champion_was_chosen_is_no_news(
 
 def test_a_flood_of_missing_values_alarms_and_starts_no_training(after: Callable[..., Look], usual: pa.Table, framing: Framing) -> None:
     """A broken source is mended, not learned from."""
-    column = next(i.name for i in framing.inputs if i.name != framing.time and usual.column(i.name).null_count < usual.num_rows / 2)
+    known = [i.name for i in framing.inputs if i.name != framing.time and usual.column(i.name).null_count < usual.num_rows / 2]
+    if not known:
+        pytest.skip("nothing but the event time is an input")
+    column = known[0]
     found = after([r | {column: None} for r in usual.to_pylist()])
     assert any(rule == "missing" and why.startswith(f"{column} is missing in 100%") for rule, why, _ in found.alarms)
     assert not any(line.decision == "alert" and line.rule == "missing" for line in audit.read())

@@ -120,9 +120,8 @@ def _measure(connection: duckdb.DuckDBPyConnection, params: Params, contract: Co
 def _judge(contract: Contract, measured: Measured, asked: Asked, limit: float) -> None:
     """Say what the rows told."""
     target = contract.target.name
-    for name, score in sorted(measured.alone.items(), key=lambda item: -item[1]):
-        if name == contract.time:
-            continue
+    alone = [(name, score) for name, score in measured.alone.items() if name != contract.time]
+    for name, score in sorted(alone, key=lambda item: -item[1]):
         if score > limit:
             contract.trusts_leaks = contract.trusts_leaks or name in asked.keep
             did = "kept, as --keep said" if name in asked.keep else "kept, AND THE DATA STEP WILL STOP ON IT"

@@ -81,7 +81,7 @@ def infer(columns: Sequence[Column], asked: Asked, gone: Mapping[str, tuple[floa
             continue
         left_out = _left_out(column, contract, asked) or after.get(column.name)
         if left_out and (column.name not in asked.keep or column.name == contract.entity):
-            change = "" if column.name in (*asked.drop, contract.entity) else f"--keep {_quoted(column.name)}"
+            change = "" if column.name in (*asked.drop, asked.entity) else f"--keep {_quoted(column.name)}"
             contract.say(column.name, f"left out: {left_out[0]}", left_out[1], change)
         else:
             contract.inputs.append(_input(column, contract))

@@ -68,7 +68,8 @@ def _without_rare(connection: duckdb.DuckDBPyConnection, framing: Framing, data:
         if framing.task == "binary":
             label, part = next(iter(thin.items()))
             where = f"the {part} part has no row in which {framing.target!r} is {label}"
-            raise StepFailed(f"{where}: {HOW[data.split.by]}; give more rows that differ, or another --time")
+            mend = "another --time" if data.split.by == "time" else "more rows that differ"
+            raise StepFailed(f"{where}: {HOW[data.split.by]}; give {mend}")
         rare |= {label: counts[label] for label in thin}
 
 
