@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -366,7 +367,9 @@ def begin(project: Path) -> subprocess.Popen[str]:
     """`python -m <package> run`, the pipeline as its user runs it, in a process group of its own."""
     command = [sys.executable, "-m", package_of(project), "run"]
     env = os.environ | {"PYTHONPATH": str(project / "src"), "COLUMNS": "200"}
-    return subprocess.Popen(command, cwd=project, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    how: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
+    hears = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # tests that run in a shell's background ignore Ctrl+C, and hand that on
+    return subprocess.Popen(command, cwd=project, env=env, preexec_fn=hears, **how)
 
 
 def run(project: Path) -> Done:
