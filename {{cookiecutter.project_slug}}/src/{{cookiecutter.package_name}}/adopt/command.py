@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,6 +43,7 @@ def adopt(path: Path, asked: Asked, *, day_first: bool = False, encoding: str = 
     demo, sql = params.data.sample is not None, QUERY.read_text(encoding="utf-8")
     with _scratch(path) as folder:
         connection = connect(MEMORY_GB, folder / "spill")
+        connection.execute(f"SET enable_progress_bar = {sys.stdout.isatty()}")  # of queries that take more than two seconds
         log.info("adopt: reading %s", path)
         table = open_table(connection, path, folder, encoding)
         asked = resolve(asked, table.names)
