@@ -51,6 +51,16 @@ def own_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def quiet_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One thread each, because tests run side by side; DVC keeps its own notes below the tests' folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("OPENBLAS_NUM_THREADS", "1")
+        patch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path_factory.mktemp("dvc")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def compile_once() -> Iterator[None]:
     """Jinja compiles every file anew for every bake, which is most of a bake's time."""
     compile_template: Any = jinja2.Environment.compile

@@ -13,7 +13,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -320,16 +320,6 @@ PROMISED = {
 NEVER_ALONE = {"guards", "load"}  # bounds like quality and p99, by the same function
 KILL = "    import os, signal\n    os.kill(os.getpid(), signal.SIGKILL)\n"
 DOES_NOT_READ_PARAMS = {"score"}  # it reads the bundle, which carries its own contract
-
-
-@pytest.fixture(scope="session", autouse=True)
-def quiet_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One thread each, because tests run side by side; DVC keeps its own notes below the tests' folder."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setenv("OPENBLAS_NUM_THREADS", "1")
-        patch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path_factory.mktemp("dvc")))
-        yield
 
 
 @pytest.fixture(scope="session")
