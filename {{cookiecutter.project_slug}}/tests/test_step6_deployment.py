@@ -244,6 +244,45 @@ def test_alone_or_among_others_a_record_gets_the_same_answer(service: Service, m
     assert [a["score"] for a in alone] == [t["score"] for t in together]
 
 
+@pytest.mark.parametrize("most", [1000, 4])
+def test_requests_that_come_together_share_a_run_and_each_gets_its_own_answer(
+    most: int, bundle: Path, params: Params, manifest: Any, tmp_path: Path
+) -> None:
+    """Also where not all of them fit into one run; everything is in the log."""
+    groups = [manifest["samples"][k : k + 1 + k % 3] for k in range(8)]
+    limits = params.deployment.limits.model_copy(update={"records": most, "concurrency": 8})
+    with serving(bundle, params, tmp_path / "log.sqlite", limits=limits) as service:
+        apart = [[p["score"] for p in service.predict(group)["predictions"]] for group in groups]
+        runs = service.metric("model_latency_seconds_count")
+
+        async def crowd() -> list[httpx.Response]:
+            return await asyncio.gather(*(service.request("POST", "/v1/predict", content=as_json(g), headers=JSON) for g in groups))
+
+        answers = [a.json()["predictions"] for a in service.run(crowd())]
+        assert [[p["score"] for p in predictions] for predictions in answers] == apart
+        assert service.metric("model_latency_seconds_count") - runs == (1 if most == 1000 else 5)  # of 3, 4, 3, 3, 2 records
+        ids = {p["prediction_id"] for predictions in answers for p in predictions}
+    assert len(ids) == sum(map(len, groups))
+    assert ids <= {row[0] for row in logged(tmp_path / "log.sqlite")}
+
+
+def test_a_request_that_cannot_be_answered_spoils_no_other_of_its_run(
+    bundle: Path, params: Params, manifest: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups = [manifest["samples"][:1], manifest["samples"][:2], manifest["samples"][:3]]
+    with serving(bundle, params, tmp_path / "log.sqlite") as service:
+        score = service.app._score
+        monkeypatch.setattr(service.app, "_score", lambda role, served, records: score(role, served, records if len(records) in (1, 3) else None))
+
+        async def crowd() -> list[httpx.Response]:
+            return await asyncio.gather(*(service.request("POST", "/v1/predict", content=as_json(g), headers=JSON) for g in groups))
+
+        answers = service.run(crowd())
+        assert [a.status_code for a in answers] == [200, 500, 200]
+        assert [len(a.json()["predictions"]) for a in answers if a.status_code == 200] == [1, 3]
+    assert len(logged(tmp_path / "log.sqlite")) == 4
+
+
 def as_json(records: Any) -> str:
     """A request body."""
     return json.dumps({"records": records})
@@ -340,17 +379,18 @@ def test_without_good_keys_the_service_does_not_start(given: str, said: str, bun
         create_app(changed({"deployment.keys": "required"}), bundle)
 
 
-def test_more_at_once_than_may_wait_is_told_to_come_back(bundle: Path, params: Params, manifest: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("path", ["/v1/predict", "/v1/explain"])
+def test_more_at_once_than_may_wait_is_told_to_come_back(path: str, bundle: Path, params: Params, manifest: Any, tmp_path: Path) -> None:
     limits = params.deployment.limits.model_copy(update={"concurrency": 3})
     with serving(bundle, params, tmp_path / "log.sqlite", limits=limits) as service:
 
         async def crowd() -> list[httpx.Response]:
-            return await asyncio.gather(*(service.request("POST", "/v1/predict", json={"records": [manifest["example"]]}) for _ in range(8)))
+            return await asyncio.gather(*(service.request("POST", path, json={"records": [manifest["example"]]}) for _ in range(8)))
 
         answers = service.run(crowd())
         assert sorted(a.status_code for a in answers) == [200] * 3 + [503] * 5
         assert {a.headers.get("retry-after") for a in answers if a.status_code == 503} == {"1"}
-        assert service.metric("predict_requests_total", outcome="overloaded") == 5
+        assert service.metric("predict_requests_total", outcome="overloaded") == (5 if path == "/v1/predict" else 0)
         assert service.predict([manifest["example"]])
 
 

@@ -13,10 +13,11 @@ import signal
 import socket
 import threading
 import traceback
-from collections.abc import AsyncIterator, Callable, Sequence
+from bisect import bisect_right
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
-from itertools import count
+from itertools import accumulate, count, islice
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -59,7 +60,7 @@ class Metrics:
         self.decisions = {(name, role): decisions.labels(name or "number", role) for name in (*served.classes, REVIEW, None) for role in ROLES}
         scores = Histogram("prediction_score", "Scores by the model's role", ["role"], buckets=served.score_buckets(), registry=registry)
         self.scores = {role: scores.labels(role) for role in ROLES}
-        model = Histogram("model_latency_seconds", "Time to score a request's records", ["role"], buckets=ladder, registry=registry)
+        model = Histogram("model_latency_seconds", "Time to score the records that came together", ["role"], buckets=ladder, registry=registry)
         self.model_seconds = {role: model.labels(role) for role in ROLES}
         self.apart = Histogram(
             "shadow_difference", "Distance of the shadow's score from the answer", buckets=served.score_buckets(), registry=registry
@@ -132,6 +133,13 @@ class Slot:
         return True
 
 
+class Asked(NamedTuple):
+    """A valid request that waits for the others of its turn of the event loop."""
+
+    records: list[dict[str, Any]]
+    answer: asyncio.Future[bytes]
+
+
 class Scored(NamedTuple):
     """One record's answer, and who gave it."""
 
@@ -166,6 +174,7 @@ class Service:
         self.log_key = os.environ.get("LOG_KEY", "").encode()[:64]
         self.ids, self.prefix = count(), secrets.token_hex(8)
         self.waiting, self.draining, self.changed = 0, False, asyncio.Event()
+        self.asked: list[Asked] = []
         self.page = PAGE.read_text(encoding="utf-8")
         self.headers = security_headers(self.page)
         self.posts = {"/v1/predict": (self.predict, 200), "/v1/explain": (self.explain, 200), "/v1/feedback": (self.feedback, 202)}
@@ -205,24 +214,56 @@ class Service:
             if outcome == "ok":
                 self.metrics.seconds.observe(perf_counter() - start)
 
-    async def _post(self, answer: Callable[[bytes], bytes], headers: dict[bytes, bytes], receive: Receive) -> bytes:
+    async def _post(self, answer: Callable[[bytes], Awaitable[bytes]], headers: dict[bytes, bytes], receive: Receive) -> bytes:
         if self.waiting >= self.settings.limits.concurrency:
             raise Refused(503, "More is being asked than can be answered; come back in a second", headers={"retry-after": "1"})
         self.waiting += 1
         try:
-            return answer(await read_body(headers, receive, self.settings.limits))
-        finally:  # in the loop's next turn, because all that came in this one wait for each other
-            asyncio.get_running_loop().call_soon(self._answered)
-
-    def _answered(self) -> None:
-        self.waiting -= 1
+            return await answer(await read_body(headers, receive, self.settings.limits))
+        finally:
+            self.waiting -= 1
 
     # ---- requests with a body --------------------------------------------------------------
 
-    def predict(self, body: bytes) -> bytes:
-        """POST /v1/predict."""
+    async def predict(self, body: bytes) -> bytes:
+        """POST /v1/predict: checked alone, scored with all that came in the same turn of the loop."""
+        asked = Asked(self._in_service().many.validate_json(body)["records"], self.loop.create_future())
+        self._enqueue([asked])
+        return await asked.answer
+
+    def _enqueue(self, asked: list[Asked]) -> None:
+        if asked and not self.asked:
+            self.loop.call_soon(self._answer_together)
+        self.asked += asked
+
+    def _answer_together(self) -> None:
+        """Answer what waits in one run of the model, which costs hardly more for sixteen records than for one; as many as one request may hold."""
+        asked, self.asked = self.asked, []
+        ends = list(accumulate(len(one.records) for one in asked))
+        fit = max(1, bisect_right(ends, self.settings.limits.records))
+        self._enqueue(asked[fit:])
+        try:
+            answers: list[bytes | Exception] = list(self._answers([one.records for one in asked[:fit]]))
+        except Exception as error:  # whose fault is it?
+            answers = [self._answer_alone(one.records) for one in asked[:fit]] if fit > 1 else [error]
+        for one, answer in zip(asked, answers, strict=False):
+            if one.answer.done():  # nobody waits for it any more
+                continue
+            if isinstance(answer, Exception):
+                one.answer.set_exception(answer)
+            else:
+                one.answer.set_result(answer)
+
+    def _answer_alone(self, records: list[dict[str, Any]]) -> bytes | Exception:
+        try:
+            return self._answers([records])[0]
+        except Exception as error:
+            return error
+
+    def _answers(self, requests: list[list[dict[str, Any]]]) -> list[bytes]:
+        """One body for each request, all its predictions counted and logged."""
         served, now = self._in_service(), datetime.now(UTC).replace(tzinfo=None)
-        records = self._records(served, served.many.validate_json(body)["records"], now)
+        records = self._records(served, [record for request in requests for record in request], now)
         ids, at = [f"{self.prefix}{next(self.ids):010x}" for _ in records], now.isoformat()
         answers, shadows = self._divide(served, records, ids)
         logged = [self._logged(*given, at) for given in zip(ids, records, answers, strict=True)]
@@ -234,18 +275,21 @@ class Service:
             self.metrics.apart.observe(abs(shadow.score - answers[k].score))
             self.metrics.disagree.inc(shadow.decision != answers[k].decision)
         self.log.add(logged)
-        predictions = [self._prediction(*given) for given in zip(ids, records, answers, strict=True)]
-        return to_json({"model_version": served.version, "fallback": served.fallback, "predictions": predictions})
+        predictions = map(self._prediction, ids, records, answers)
+        head = {"model_version": served.version, "fallback": served.fallback}
+        return [to_json({**head, "predictions": list(islice(predictions, len(request)))}) for request in requests]
 
-    def explain(self, body: bytes) -> bytes:
+    async def explain(self, body: bytes) -> bytes:
         """POST /v1/explain."""
+        await asyncio.sleep(0)  # all that came in this turn wait for each other, and are counted
         served = self._in_service()
         records = self._records(served, served.one.validate_json(body)["records"], datetime.now(UTC).replace(tzinfo=None))
         method = "one-at-a-time occlusion: the score minus that of the same record with the input's reference value"
         return to_json({"model_version": served.version, "method": method, "moved_by": served.moved_by(records[0])})
 
-    def feedback(self, body: bytes) -> bytes:
+    async def feedback(self, body: bytes) -> bytes:
         """POST /v1/feedback."""
+        await asyncio.sleep(0)
         now = datetime.now(UTC)
         labels = [(x.prediction_id, naive_utc(x.at or now).isoformat(), as_text(x.label) or "") for x in Feedback.model_validate_json(body).labels]
         self.log.add_labels(labels)
