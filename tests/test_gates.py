@@ -353,18 +353,18 @@ def project(clean: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(clean, tmp_path / clean.name, symlinks=True))
 
 
-def begin(project: Path) -> subprocess.Popen[str]:
-    """`python -m <package> run`, the pipeline as its user runs it, in a process group of its own."""
-    command = [sys.executable, "-m", package_of(project), "run"]
+def begin(project: Path, word: str = "run") -> subprocess.Popen[str]:
+    """`python -m <package> run`, the pipeline as its user runs it, or another word of it, in a process group of its own."""
+    command = [sys.executable, "-m", package_of(project), word]
     env = os.environ | {"PYTHONPATH": str(project / "src"), "COLUMNS": "200"}
     how: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
     hears = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # tests that run in a shell's background ignore Ctrl+C, and hand that on
     return subprocess.Popen(command, cwd=project, env=env, preexec_fn=hears, **how)
 
 
-def run(project: Path) -> Done:
-    """The pipeline to its end."""
-    with begin(project) as started:
+def run(project: Path, word: str = "run") -> Done:
+    """The pipeline, or another word, to its end."""
+    with begin(project, word) as started:
         said = started.communicate()[0]
     return Done(started.returncode, said)
 
@@ -471,6 +471,51 @@ def test_a_run_killed_while_training_goes_on(project: Path) -> None:
     assert set(ran(again)) <= {"model"}
     assert again.said.count(" pass ") == len(STEPS)
     assert {p.name for p in (project / "models/candidate").iterdir()} == {"model.joblib", "framing.json", "version.json"}
+
+
+def test_a_retraining_killed_while_training_is_undone_by_the_next_look(project: Path) -> None:
+    """kill -9 of `retrain`, DVC and the step at once, as when the power goes: the champion serves on, nothing is lost, the audit log says it."""
+    log_samples(project)
+    kept, rows = in_service(project, "monitoring"), files_of(project / "data/raw")
+    path, settings = source(project, "step4_model/stage.py"), (project / "params.yaml").read_bytes()
+    code = path.read_text(encoding="utf-8")
+    override(path, "open_tracker", f"def open_tracker():\n{KILL.replace('os.kill(os.getpid()', 'os.killpg(os.getpgrp()')}")
+    killed = run(project, "retrain")
+    assert killed.code == -signal.SIGKILL, killed.said
+    assert files_of(project / "data/raw") != rows, "killed before it had begun"
+    assert in_service(project, "monitoring") == kept
+    path.write_text(code, encoding="utf-8")
+    looked = run(project, "monitor")
+    assert looked.code == 0, looked.said
+    assert (files_of(project / "data/raw"), (project / "params.yaml").read_bytes()) == (rows, settings)
+    assert in_service(project, "monitoring")["champion"] == kept["champion"]
+    decisions = [json.loads(line) for line in (project / "models/audit/decisions.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [line["decision"] for line in decisions][:2] == ["retraining", "interrupted"]
+    again = run(project)
+    assert again.code == 0, again.said
+    assert again.said.count(" pass ") == len(STEPS)
+
+
+def log_samples(project: Path) -> None:
+    """A prediction log in which the bundle's samples were asked, and every label is known."""
+    code = f"""
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from {package_of(project)}.params import load
+from {package_of(project)}.step6_deployment.prediction_log import Logged, PredictionLog
+params = load()
+manifest = json.loads(Path("models/bundle/manifest.json").read_text(encoding="utf-8"))
+log, at = PredictionLog(params.deployment.log.path, 60, 10_000), datetime.now(UTC).replace(tzinfo=None) - timedelta(hours=1)
+records = [json.dumps(record | {{params.framing.time: at.isoformat()}}) for record in manifest["samples"]]
+log.add([Logged(str(k), at.isoformat(), manifest["version"]["version"], False, record, 0.5, None) for k, record in enumerate(records)])
+log.add_labels([(str(k), at.isoformat(), manifest["classes"][k % 2]) for k in range(len(records))])
+log.close()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=project, env=os.environ | {"PYTHONPATH": str(project / "src")}, check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_ctrl_c_ends_a_run_in_a_sentence_and_the_next_goes_on(project: Path) -> None:

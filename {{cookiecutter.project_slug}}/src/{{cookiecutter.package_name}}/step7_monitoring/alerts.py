@@ -65,7 +65,7 @@ def _values(requirements: Requirements, monitoring: Monitoring) -> dict[str, Any
         "budget_fast": round(14.4 * budget, 9),
         "p50_seconds": requirements.latency_ms.p50 / 1000,
         "p99_seconds": requirements.latency_ms.p99 / 1000,
-        "p99_ms": requirements.latency_ms.p99,
+        "p99_ms": f"{requirements.latency_ms.p99:g}",
         "throughput": requirements.throughput_per_second,
         "psi": monitoring.drift.psi,
         "missing": monitoring.max_missing_increase,
