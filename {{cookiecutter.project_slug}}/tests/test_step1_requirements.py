@@ -66,6 +66,13 @@ def refusal(changed: Changed, changes: dict[str, Any]) -> str:
     return "nothing"
 
 
+@pytest.mark.parametrize("text", ["a: [", "model: &it {kind: *it}", "- " * 5000, "\x00"])
+def test_a_file_that_is_no_tree_of_values_is_refused_in_a_sentence(text: str, tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(ParamsError, match="is not valid YAML: "):
+        load(tmp_path / "params.yaml")
+
+
 def test_the_environment_overrides_single_values(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PARAMS__MODEL__SEED", "12345")
     assert load().model.seed == 12345

@@ -5,6 +5,7 @@
 """
 
 import difflib
+import json
 import os
 from collections.abc import Iterator, Mapping
 from datetime import datetime
@@ -569,9 +570,10 @@ def load(path: Path = PATH) -> Params:
     try:
         text = path.read_text(encoding="utf-8")
         raw = yaml.safe_load(text)
+        json.dumps(raw, default=str, skipkeys=True)  # raises for an alias that holds itself
     except FileNotFoundError:
         raise ParamsError(f"{path} is not here; run this from the project's folder") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ParamsError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise ParamsError(f"{path} holds no sections; it needs {', '.join(Params.model_fields)}")

@@ -8,7 +8,6 @@ No pandas here: the serving path imports this module.
 
 import re
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
@@ -115,12 +114,7 @@ def _parts(framing: Framing, field: Input) -> tuple[str, ...]:
 
 def _date_parts(framing: Framing, field: Input, columns: Mapping[str, Sequence[Any]]) -> list[Any]:
     """Hour, weekday (Monday 0), day, month; and the days from the date to the event, or since 2000 without one."""
-    given = columns[field.name]
-    if len(given) == 1 and isinstance(given[0], datetime) and field.name == framing.time:  # numpy would take ten times as long
-        at = given[0]
-        ticks = ((at.hour * 60 + at.minute) * 60 + at.second) * 1_000_000 + at.microsecond
-        return [[ticks / 3.6e9], [at.weekday()], [at.day], [at.month]]
-    moment = np.asarray(given, dtype="datetime64[us]")
+    moment = np.asarray(columns[field.name], dtype="datetime64[us]")
     months, missing = moment.astype("datetime64[M]"), np.isnat(moment)
     day, first = (days.astype("datetime64[D]").view(np.int64) for days in (moment, months))
     parts = [(moment.view(np.int64) - day * 86_400_000_000) / 3.6e9, (day + 3) % 7, day - first + 1, months.view(np.int64) % 12 + 1]
