@@ -489,11 +489,39 @@ def test_a_retraining_killed_while_training_is_undone_by_the_next_look(project: 
     assert looked.code == 0, looked.said
     assert (files_of(project / "data/raw"), (project / "params.yaml").read_bytes()) == (rows, settings)
     assert in_service(project, "monitoring")["champion"] == kept["champion"]
-    decisions = [json.loads(line) for line in (project / "models/audit/decisions.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert [line["decision"] for line in decisions][:2] == ["retraining", "interrupted"]
+    assert decisions(project)[:2] == ["retraining", "interrupted"]
     again = run(project)
     assert again.code == 0, again.said
     assert again.said.count(" pass ") == len(STEPS)
+
+
+def test_the_pipeline_of_a_retraining_that_was_killed_is_let_run_to_its_end(project: Path) -> None:
+    """kill -9 of `retrain` alone: DVC goes on, so a look meanwhile takes nothing back, and the first one after it says what came of it."""
+    log_samples(project)
+    rows, path = files_of(project / "data/raw"), source(project, "step4_model/stage.py")
+    look = f"subprocess.run([sys.executable, '-m', '{package_of(project)}', 'monitor'], check=True)"
+    raw = "shutil.copytree('data/raw', 'seen')"
+    body = (
+        f"    import os, shutil, signal, subprocess, sys\n    os.kill(os.getpgrp(), signal.SIGKILL)\n    {look}\n    {raw}\n    return original()\n"
+    )
+    override(path, "open_tracker", f"def open_tracker():\n{body}")
+    killed = run(project, "retrain")
+    assert killed.code == -signal.SIGKILL, killed.said
+    assert decisions(project)[:1] == ["retraining"]
+    assert not {"promoted", "interrupted"} & set(decisions(project)), "it was ended while it ran"
+    assert files_of(project / "seen") == files_of(project / "data/raw") != rows
+    bundle = files_of(project / BUNDLE)
+    looked = run(project, "monitor")
+    assert looked.code == 0, looked.said
+    came = next(word for word in decisions(project) if word in ("promoted", "interrupted"))
+    assert files_of(project / BUNDLE) == bundle
+    assert (files_of(project / "data/raw") == rows) == (came == "interrupted")
+
+
+def decisions(project: Path) -> list[str]:
+    """What the audit log says, oldest first."""
+    lines = (project / "models/audit/decisions.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line)["decision"] for line in lines]
 
 
 def log_samples(project: Path) -> None:

@@ -327,7 +327,7 @@ def _dvc_add(params: Params) -> None:
 def _dvc(*words: str) -> int:
     """Run DVC with this Python first on the path, so that the stages run in the same environment."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    process = subprocess.Popen([sys.executable, "-m", "dvc", *words], env=os.environ | {"PATH": path})
+    process = subprocess.Popen([sys.executable, "-m", "dvc", *words], env=os.environ | {"PATH": path}, close_fds=False)  # see retrain._alone
     try:
         return process.wait()
     except KeyboardInterrupt:  # DVC had the signal too; killed, it would leave its lock behind

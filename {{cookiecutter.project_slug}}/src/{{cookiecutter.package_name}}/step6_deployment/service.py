@@ -244,8 +244,8 @@ class Service:
         self._enqueue(asked[fit:])
         try:
             answers: list[bytes | Exception] = list(self._answers([one.records for one in asked[:fit]]))
-        except Exception as error:  # whose fault is it?
-            answers = [self._answer_alone(one.records) for one in asked[:fit]] if fit > 1 else [error]
+        except Exception:  # of one of them, perhaps
+            answers = [self._answer_alone(one.records) for one in asked[:fit]]
         for one, answer in zip(asked, answers, strict=False):
             if one.answer.done():  # nobody waits for it any more
                 continue

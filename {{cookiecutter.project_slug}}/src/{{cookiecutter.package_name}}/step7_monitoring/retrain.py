@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-import sqlite3
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -24,6 +24,11 @@ from ..step6_deployment.predictor import MANIFEST, open_bundle
 from . import audit
 from .audit import Line
 from .window import JOINED, iso, logged_value
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
 
 UNDO = Path("models/retraining")  # what a retraining that fails puts back
 TRAINED = (*audit.CAME, "refused")  # decisions after which age and new labels count anew
@@ -258,12 +263,16 @@ def _later(now: datetime) -> str:
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """One retraining or rollback at a time; a killed process frees its place."""
+    """One retraining or rollback at a time. The pipeline inherits the lock, so it holds until that has ended, too, should this process be killed."""
     lock = audit.AUDIT.with_suffix(".lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with closing(sqlite3.connect(lock, timeout=0.1, isolation_level=None)) as place:
+    with lock.open("ab") as place:
         try:
-            place.execute("BEGIN EXCLUSIVE")
-        except sqlite3.Error:
+            if sys.platform == "win32":
+                msvcrt.locking(place.fileno(), msvcrt.LK_NBLCK, 1)
+            else:
+                fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
             raise Busy("monitor: another retraining or rollback runs; wait for its line in models/audit/decisions.jsonl") from None
+        os.set_inheritable(place.fileno(), True)
         yield
