@@ -11,7 +11,14 @@ from pathlib import Path
 from project import module_name, modules, package_of, parse, texts
 
 # Distributions that are imported by another name than their own.
-IMPORTED_AS = {"scikit_learn": "sklearn", "pyyaml": "yaml", "ruamel.yaml": "ruamel", "protobuf": "google", "import_linter": "importlinter"}
+IMPORTED_AS = {
+    "scikit_learn": "sklearn",
+    "pyyaml": "yaml",
+    "ruamel.yaml": "ruamel",
+    "protobuf": "google",
+    "apache_airflow": "airflow",
+    "import_linter": "importlinter",
+}
 # Requirements that no file imports, and why they are needed all the same.
 NOT_IMPORTED = {
     "dvc": "run as a program",
@@ -97,14 +104,18 @@ def tops(*found: Iterable[tuple[str, str]]) -> set[str]:
 
 
 def imports_are_declared(folder: Path) -> list[str]:
+    """In pyproject.toml or, for files with an environment of their own, in the requirements.txt beside them."""
     declared = {part: {imported_as(name) for name in found} for part, found in requirements(folder).items()}
-    allowed = {"src": declared["base"] | declared["extra"], "tests": declared["base"] | declared["extra"] | declared["dev"]}
-    return [
-        f"{file}: imports {name}, which pyproject.toml does not declare"
-        for file, text in texts(folder).items()
-        if file.endswith(".py") and file.split("/")[0] in allowed
-        for name in sorted(third_party(imports_of_file(file, text), folder) - allowed[file.split("/")[0]])
-    ]
+    shipped = declared["base"] | declared["extra"]
+    found = []
+    for file, text in texts(folder).items():
+        if file.endswith(".py"):
+            beside = texts(folder).get(f"{file.rpartition('/')[0]}/requirements.txt")
+            own = {imported_as(name) for name in normalised(beside.splitlines())} if beside else shipped
+            where = "the requirements.txt beside it" if beside else "pyproject.toml"
+            lacking = third_party(imports_of_file(file, text), folder) - own - (declared["dev"] if file.startswith("tests/") else set())
+            found += [f"{file}: imports {name}, which {where} does not declare" for name in sorted(lacking)]
+    return found
 
 
 def serving_needs_only_its_own(folder: Path) -> list[str]:
