@@ -241,12 +241,13 @@ class Service:
         asked, self.asked = self.asked, []
         ends = list(accumulate(len(one.records) for one in asked))
         fit = max(1, bisect_right(ends, self.settings.limits.records))
-        self._enqueue(asked[fit:])
+        asked, later = asked[:fit], asked[fit:]
+        self._enqueue(later)
         try:
-            answers: list[bytes | Exception] = list(self._answers([one.records for one in asked[:fit]]))
+            answers: list[bytes | Exception] = list(self._answers([one.records for one in asked]))
         except Exception:  # of one of them, perhaps
-            answers = [self._answer_alone(one.records) for one in asked[:fit]]
-        for one, answer in zip(asked, answers, strict=False):
+            answers = [self._answer_alone(one.records) for one in asked]
+        for one, answer in zip(asked, answers, strict=True):
             if one.answer.done():  # nobody waits for it any more
                 continue
             if isinstance(answer, Exception):
@@ -274,10 +275,11 @@ class Service:
         for k, shadow in shadows:
             self.metrics.apart.observe(abs(shadow.score - answers[k].score))
             self.metrics.disagree.inc(shadow.decision != answers[k].decision)
-        self.log.add(logged)
         predictions = map(self._prediction, ids, records, answers)
         head = {"model_version": served.version, "fallback": served.fallback}
-        return [to_json({**head, "predictions": list(islice(predictions, len(request)))}) for request in requests]
+        bodies = [to_json({**head, "predictions": list(islice(predictions, len(request)))}) for request in requests]
+        self.log.add(logged)  # last, so that nothing is in the log that was not answered
+        return bodies
 
     async def explain(self, body: bytes) -> bytes:
         """POST /v1/explain."""
