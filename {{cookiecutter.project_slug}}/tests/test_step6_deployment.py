@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from itertools import count
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -281,6 +282,24 @@ def test_a_request_that_cannot_be_answered_spoils_no_other_of_its_run(
         assert [a.status_code for a in answers] == [200, 500, 200]
         assert [len(a.json()["predictions"]) for a in answers if a.status_code == 200] == [1, 3]
     assert len(logged(tmp_path / "log.sqlite")) == 4
+
+
+def test_a_run_that_fails_after_its_model_ran_is_logged_once(
+    bundle: Path, params: Params, manifest: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of its requests is answered alone then, and nothing of the failed run is in the log."""
+    calls = count()
+    with serving(bundle, params, tmp_path / "log.sqlite") as service:
+        write = service.app._prediction
+        monkeypatch.setattr(service.app, "_prediction", lambda *given: write(*(given if next(calls) != 2 else ())))
+
+        async def crowd() -> list[httpx.Response]:
+            record = as_json(manifest["samples"][:1])
+            return await asyncio.gather(*(service.request("POST", "/v1/predict", content=record, headers=JSON) for _ in range(3)))
+
+        ids = {a.json()["predictions"][0]["prediction_id"] for a in service.run(crowd())}
+    assert {row[0] for row in logged(tmp_path / "log.sqlite")} == ids
+    assert len(ids) == 3
 
 
 def as_json(records: Any) -> str:
