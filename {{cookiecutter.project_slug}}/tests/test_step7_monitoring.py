@@ -322,14 +322,19 @@ def at(days: float, decision: str, since: str | None = None) -> Line:
     ([at(91, "noticed"), at(4, "alert")], 99, None),
     ([at(91, "noticed"), at(20, "retraining"), at(20, "refused")], 0, None),
     ([at(50, "noticed")], 1000, "new_labels"),
-    ([replace(at(20, "promoted"), rule="drift")], 100, "new_labels"),
-    ([replace(at(20, "promoted"), rule="new_labels")], 100, None),
-    ([replace(at(20, "refused"), rule="drift"), at(20, "accepted")], 100, None),
+    ([at(20, "retraining", "moved"), at(20, "promoted", "moved")], 99, None),
+    ([at(20, "retraining", "moved"), at(20, "promoted", "moved")], 100, "new_labels"),
+    ([at(60, "retraining", "moved"), at(60, "promoted", "moved"), at(20, "retraining", "moved"), at(20, "refused", "moved")], 199, None),
+    ([at(60, "retraining", "moved"), at(60, "promoted", "moved"), at(20, "retraining", "moved"), at(20, "promoted", "moved")], 200, "new_labels"),
+    ([at(50, "promoted", "moved"), *[at(20, "retraining", "moved")] * 9, at(20, "refused")], 1000, "new_labels"),
+    ([at(20, "retraining"), at(20, "promoted")], 100, None),
+    ([at(40, "retraining", "moved"), at(40, "promoted", "moved"), at(20, "rolled_back")], 100, None),
+    ([at(20, "retraining", "moved"), at(20, "refused", "moved"), at(20, "accepted", "moved")], 100, None),
     ([at(50, "noticed"), at(40, "alert"), at(15, "refused"), at(15, "accepted")], 100, None),
 ])  # fmt: skip
 def test_when_to_train_again(lines: list[Line], labels: int, rule: str | None, changed: Any) -> None:
     """Drift waits for labels of the new world, calm or proof that the champion will do cancels it, the cool-down holds (also when the clock
-    jumps back), age and labels count, and a new world's first champion is challenged once more."""
+    jumps back), age and labels count, and a new world's champion is challenged again whenever its labels have doubled."""
     rules = {"automatic": True, "min_labels": 100, "new_labels": 1000, "after_days": 90, "cooldown_days": 14}
     found = decide(changed({"monitoring.retrain": rules}), lines, NOW, labels)
     assert (found and found.rule) == rule

@@ -74,7 +74,7 @@ def decide(params: Params, lines: Sequence[Line], now: datetime, labels: int) ->
 
     `labels` is what `new_labels` counted. Nothing is decided within the cool-down after the last retraining or rollback.
     The first champion of a new world learned it while it was young, with history of the old one in its features: it is
-    challenged once more when as many labels have come again. What was learned since a change is from then on all there is.
+    challenged again each time the labels of that world have doubled. What was learned since a change is from then on all there is.
     """
     rules, alert, came = params.monitoring.retrain, audit.open_alert(lines), audit.last(lines, *audit.CAME)
     if audit.within(audit.last(lines, "retraining", "rolled_back"), now, rules.cooldown_days):
@@ -84,9 +84,9 @@ def decide(params: Params, lines: Sequence[Line], now: datetime, labels: int) ->
     trained, since = audit.last(lines, *TRAINED), came.since if came else None
     if trained and not audit.within(trained, now, rules.after_days):
         return Trigger("age", f"champion {trained.after} was not challenged since {trained.at}, longer than {rules.after_days:g} days", since)
-    young = trained and trained.decision == "promoted" and trained.rule in ("drift", "performance")
-    if labels >= (rules.min_labels if young else rules.new_labels):
-        return Trigger("new_labels", f"{labels:,} labels have matured since the last training{' in a young world' * bool(young)}", since)
+    looks = sum(line.decision == "retraining" and line.since == since for line in lines) if since else 0
+    if labels >= (min(rules.new_labels, rules.min_labels * 2 ** (looks - 1)) if looks else rules.new_labels):
+        return Trigger("new_labels", f"{labels:,} labels have matured since the last training{' in a young world' * bool(looks)}", since)
     return None
 
 

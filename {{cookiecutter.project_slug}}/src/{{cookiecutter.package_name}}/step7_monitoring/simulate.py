@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
-from ..params import BUNDLE, ONLINE, PATH, REPORTS, SCRATCH, Params, Sample, load
+from ..params import BUNDLE, ONLINE, PATH, PREPARED, REPORTS, SCRATCH, Params, Sample, load
 from ..step1_requirements.checks import STEPS, StepFailed, close_gate
 from ..step1_requirements.page import (
     AMBER,
@@ -76,6 +76,7 @@ class Told:
     with_loop: list[float] = field(default_factory=list)
     without: list[float] = field(default_factory=list)
     figures: dict[str, Any] = field(default_factory=dict)
+    learned: dict[str, int] = field(default_factory=dict)  # rows that each version was trained on
 
     def day(self, line: Line) -> float:
         """The day of the story on which something was decided."""
@@ -138,6 +139,7 @@ def _live(params: Params, sample: Sample, told: Told) -> None:
     _write_history(params, Path(params.data.raw), told.start)
     steps.run()
     first = Predictor(BUNDLE, ONLINE)
+    told.learned[first.version] = pq.read_metadata(PREPARED / "train.parquet").num_rows
     posted, scores, original = np.zeros(world.num_rows, dtype=bool), list[Any](), list[Any]()
     ids = np.empty(world.num_rows, dtype=object)
     offset = int(pc.sum(before).as_py())
@@ -162,6 +164,7 @@ def _live(params: Params, sample: Sample, told: Told) -> None:
                 params = load()
             if serving() != current.version:
                 current = Predictor(BUNDLE, ONLINE)
+                told.learned.setdefault(current.version, pq.read_metadata(PREPARED / "train.parquet").num_rows)
                 _wait(partial(_serves, port, current.version), "take up the new bundle")
     told.lines = audit.read()
     _measure(params, sample, told, world.slice(offset, low - offset), scores, original, first)
@@ -280,20 +283,20 @@ def _measure(params: Params, sample: Sample, told: Told, world: pa.Table, scores
     if told.story.drift != "none" and len(rows):
         part = ours.at(rows)
         told.figures |= {"without the loop": measure(metric, theirs.at(rows)), "with it": measure(metric, part)}
-        best = _new_world(params, sample, world.take(rows), first, part)
+        best = _new_world(params, sample, told, world.take(rows), first, part)
         weights = resample(len(rows), params.evaluation.bootstrap, 0)
         ahead = lead(metric, part, best, bootstrap([metric], part, weights)[metric], weights, params.evaluation.confidence)
         told.figures |= {"model of the new world": measure(metric, best), "lead over it": str(ahead), "within noise": bool((ahead.high or 0) >= 0)}
 
 
-def _new_world(params: Params, sample: Sample, rows: pa.Table, first: Predictor, part: Answers) -> Answers:
-    """What a model says that learned as much as the first one did, all of it in the new world."""
-    other = sample.model_copy(update={"seed": sample.seed + 1000, "drift_day": 0})
+def _new_world(params: Params, sample: Sample, told: Told, rows: pa.Table, first: Predictor, part: Answers) -> Answers:
+    """What a model says that learned as much as the one in service did, all of it in the new world, and only what had its label in time."""
+    framing, other = params.framing, sample.model_copy(update={"seed": sample.seed + 1000, "drift_day": 0})
     learned = _make_world(params, other, Path("other.parquet"))
-    rows_then = pq.read_metadata("data/prepared/train.parquet").num_rows
-    known = learned.filter(pc.is_valid(learned.column(params.framing.target)))
-    pq.write_table(known.slice(known.num_rows - min(rows_then, known.num_rows)), "other.parquet")
-    framing = params.framing
+    moment, delay = learned.column(framing.time), timedelta(days=params.requirements.label_delay_days)
+    due = pc.less_equal(moment, pa.scalar(pc.max(moment).as_py() - delay, moment.type))  # of younger rows, only the quickest labels are known
+    known = learned.filter(pc.and_(due, pc.is_valid(learned.column(framing.target))))
+    pq.write_table(known.slice(max(0, known.num_rows - told.learned[serving() or first.version])), "other.parquet")
     trained = fit(framing, params.model, read_part(framing, Path("other.parquet"), first.classes), first.classes)
     arrays = encode(framing, columns_of(rows, columns_read(framing)))
     return answers_of(framing.task, part.labels, predict(framing, trained.model, frame_of(arrays)), first.threshold)
