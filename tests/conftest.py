@@ -55,7 +55,8 @@ def own_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def quiet_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One thread each, because tests run side by side; what DVC and cookiecutter leave behind is below the tests' folder."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("hooks")))  # cookiecutter never removes a rendered hook
+        file = functools.partial(tempfile.NamedTemporaryFile, dir=tmp_path_factory.mktemp("hooks"))  # cookiecutter never removes a rendered hook
+        patch.setattr("cookiecutter.hooks.tempfile", SimpleNamespace(NamedTemporaryFile=file))
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("OPENBLAS_NUM_THREADS", "1")
         patch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path_factory.mktemp("dvc")))

@@ -17,7 +17,7 @@ from conftest import OPTIONS
 from forked import package_of
 
 SYSTEMS = OPTIONS["system"]
-OK, FAILED = 'predict_requests_total{outcome="ok"}', 'predict_requests_total{outcome="failed"}'
+OK, FAILED, AWAY = (f'predict_requests_total{{outcome="{outcome}"}}' for outcome in ("ok", "failed", "overloaded"))
 
 
 class Case(NamedTuple):
@@ -31,7 +31,9 @@ class Case(NamedTuple):
 
 
 def failing(share: float) -> dict[str, str]:
-    return {FAILED: f"0+{round(10_000 * share)}x600", OK: f"0+{round(10_000 * (1 - share))}x600"}
+    """Requests of which a share gets no answer: some fail, most are turned away."""
+    turned_away = round(8_000 * share)
+    return {FAILED: f"0+{round(10_000 * share) - turned_away}x600", AWAY: f"0+{turned_away}x600", OK: f"0+{round(10_000 * (1 - share))}x600"}
 
 
 def slow(share: float, limit: float) -> dict[str, str]:
@@ -39,6 +41,12 @@ def slow(share: float, limit: float) -> dict[str, str]:
     fast = round(10_000 * (1 - share))
     counts = {limit / 10: fast, limit: fast, limit * 3: 10_000, "+Inf": 10_000}
     return {f'predict_latency_seconds_bucket{{le="{le}"}}': f"0+{count}x600" for le, count in counts.items()}
+
+
+def outside(values: int) -> dict[str, str]:
+    """So many odd values on each of two replicas, while they make 100 predictions, and a shadow as many again."""
+    odd = {f'input_out_of_range_total{{column="amount",instance="{name}"}}': f"0+{values}x90" for name in "ab"}
+    return odd | {'predictions_total{role="champion"}': "0+100x90", 'predictions_total{role="shadow"}': "0+100x90"}
 
 
 def cases(params: Any) -> dict[str, Case]:
@@ -63,14 +71,14 @@ def cases(params: Any) -> dict[str, Case]:
         "ColumnDrift": Case({'drift_detected{column="amount"}': "1x40"}, {'drift_detected{column="amount"}': "0x40"}, **now, keeps=column),
         "ValuesMissing": Case({'window_missing_increase_ratio{column="amount"}': f"{missing * 1.5}x40"},
                               {'window_missing_increase_ratio{column="amount"}': f"{missing / 2}x40"}, **now, keeps=column),
-        "OutsideContract": Case({'input_out_of_range_total{column="amount"}': "0+30x90", "predictions_total": "0+100x90"},
-                                {'input_out_of_range_total{column="amount"}': "0+1x90", "predictions_total": "0+100x90"}, keeps=column),
+        "OutsideContract": Case(outside(round(100 * missing * 0.8)), outside(round(100 * missing * 0.4)), keeps=column),
         "NoPredictions": Case({newest: f"0x{hours}"}, {newest: f"0+3600x{hours}"}, **stale),
         "LabelsMissing": Case({"labels_matured_ratio": "0.1x90"}, {"labels_matured_ratio": "0.9x90"}),
         "QualityLost": Case({'quality_breached{metric="recall",group="quality"}': "1x40"},
                             {'quality_breached{metric="recall",group="guard_rails"}': "1x40"}, **now, keeps=metric),
         "GuardRailBreached": Case({'quality_breached{metric="recall",group="guard_rails"}': "1x40"},
                                   {'quality_breached{metric="recall",group="quality"}': "1x40"}, **now, keeps=metric),
+        "OtherModelServes": Case({"newest_prediction_by_other_model": "1x90"}, {"newest_prediction_by_other_model": "0x90"}),
         "RetrainingFailed": Case({"loop_last_outcome_bad": "1x40"}, {"loop_last_outcome_bad": "0x40"}, **now),
         "ModelOld": Case({"model_age_seconds": f"{old + 1}x90"}, {"model_age_seconds": f"{old / 2}x90"}),
         "MonitorSilent": Case({"up": f"1x{hours}"}, {"monitor_last_run_timestamp_seconds": f"0+3600x{hours}"}, **stale),

@@ -23,6 +23,7 @@ import pytest
 import serving
 from conftest import ON_FRAUD
 from filelock import FileLock
+from forked import package_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from serving import Service
@@ -199,6 +200,15 @@ def test_the_log_goes_to_postgresql_and_survives_its_absence(project: Path, exam
     assert rows("SELECT label FROM labels") == [("true",)]
     assert {row[0] for row in rows("SELECT prediction_id FROM review_queue")} == set(ids[1:])
     assert "password" not in running.said.read_text()
+    code = f"""from datetime import datetime, timedelta, UTC
+from {package_of(project)}.params import load
+from {package_of(project)}.step7_monitoring.monitor import look
+from {package_of(project)}.step7_monitoring.window import read_window
+params, now = load(), datetime.now(UTC).replace(tzinfo=None) + timedelta(seconds=1)
+print(look(params, now).predictions, set(read_window(params.deployment.log.path, params.framing, now, "1 = 1").label) - {{None}})"""
+    env = os.environ | {"PYTHONPATH": str(project / "src"), "PARAMS__DEPLOYMENT__LOG__PATH": url}
+    watched = subprocess.run([sys.executable, "-c", code], cwd=project, env=env, capture_output=True, text=True, check=False)
+    assert watched.stdout.split() == ["50", "{'true'}"], watched.stderr
 
 
 # ---- the page ------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from {{ cookiecutter.package_name }}.params import Answer, Framing, Input, Questions
-from {{ cookiecutter.package_name }}.step2_framing.contract import as_text, json_schema, raw_columns
+from {{ cookiecutter.package_name }}.step2_framing.contract import as_text, json_schema, label_text, raw_columns
 from {{ cookiecutter.package_name }}.step2_framing.stage import decide
 from {{ cookiecutter.package_name }}.step6_deployment.schema import request_adapter
 
@@ -115,3 +115,20 @@ def test_raw_columns_name_each_column_once(contract: Framing) -> None:
 ])  # fmt: skip
 def test_a_category_has_one_text_whichever_type_carried_it(values: tuple[Any, ...], text: str | None) -> None:
     assert {as_text(v) for v in values} == {text}
+
+
+@pytest.mark.parametrize(("positive", "labels", "given", "text"), [
+    (True, None, [True, "true", "True", "TRUE", 1, 1.0, "1", "1.0"], "true"),
+    (True, None, [False, "False", 0, "0.0"], "false"),
+    (1, None, [True, "true", 1.0, "1"], "1"),
+    ("Yes", None, ["yes", "YES"], "Yes"),
+    ("Yes", None, ["no"], "no"),
+    (None, ["Billing", "3"], ["billing"], "Billing"),
+    (None, ["Billing", "3"], [3, 3.0, "3.0"], "3"),
+    (None, None, ["17.50"], "17.50"),
+    (None, None, [None, float("nan")], None),
+])  # fmt: skip
+def test_a_label_is_kept_as_the_contract_writes_it(positive: Any, labels: Any, given: list[Any], text: str | None, framing: Framing) -> None:
+    """pandas writes True, a spreadsheet TRUE, a database 1: whoever hands in labels means the same."""
+    contract = framing.model_copy(update={"positive": positive, "labels": labels})
+    assert {label_text(contract, value) for value in given} == {text}

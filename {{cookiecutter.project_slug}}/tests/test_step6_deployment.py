@@ -33,7 +33,7 @@ from {{ cookiecutter.package_name }}.step6_deployment.loadtest import Load, clos
 from {{ cookiecutter.package_name }}.step6_deployment.prediction_log import Logged, PredictionLog, ask_log, results_of_canary
 from {{ cookiecutter.package_name }}.step6_deployment.predictor import MANIFEST, MODEL, SUMS, Predictor, open_bundle, seal
 from {{ cookiecutter.package_name }}.step6_deployment.service import create_app
-from {{ cookiecutter.package_name }}.step6_deployment.stage import _judge, check_parity, export
+from {{ cookiecutter.package_name }}.step6_deployment.stage import _judge, check_parity, export, run
 
 JSON, PROBLEM = {"content-type": "application/json"}, "application/problem+json"
 
@@ -116,6 +116,22 @@ def logged(path: Path, table: str = "predictions") -> list[tuple[Any, ...]]:
 def test_the_step_passes_its_checks_and_promotes_the_challenger(bundle: Path) -> None:
     assert {c.outcome for c in load_verdict("deployment") or []} == {"pass"}
     assert open_tracker().version_of(CHAMPION) == open_tracker().version_of(CHALLENGER)
+
+
+def test_a_registry_that_is_away_stops_the_step_before_the_bundle_is_replaced(bundle: Path, params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new bundle in service that the registry does not call champion would be compared with the wrong one."""
+
+    def away() -> None:
+        raise StepFailed("the registry does not answer")
+
+    short = params.deployment.load_test.model_copy(update={"seconds": 0.3, "sweep_seconds": 0.3})
+    quick = params.model_copy(update={"deployment": params.deployment.model_copy(update={"load_test": short})})
+    monkeypatch.setattr(f"{_judge.__module__}.open_tracker", away)
+    monkeypatch.setattr(f"{_judge.__module__}._judge", lambda *_: [])
+    before = {file.name: (file.stat().st_ino, file.read_bytes()) for file in bundle.iterdir()}
+    with pytest.raises(StepFailed, match="does not answer"):
+        run(quick)
+    assert {file.name: (file.stat().st_ino, file.read_bytes()) for file in bundle.iterdir()} == before
 
 
 def test_an_export_that_answers_otherwise_is_caught(params: Params) -> None:

@@ -1,9 +1,12 @@
 """Step 7: drift is found and calm is left alone, the log is read as it was written, and alerts follow the requirements."""
 
 import json
+import os
 import re
 import shutil
 import sqlite3
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
@@ -28,17 +31,18 @@ from {{ cookiecutter.package_name }}.step2_framing.contract import as_text
 from {{ cookiecutter.package_name }}.step3_data.encode import columns_of
 from {{ cookiecutter.package_name }}.step4_model.tracking import CHAMPION, open_tracker
 from {{ cookiecutter.package_name }}.step5_evaluation.metrics import Answers
-from {{ cookiecutter.package_name }}.step6_deployment.prediction_log import Logged, PredictionLog
+from {{ cookiecutter.package_name }}.step6_deployment.prediction_log import Logged, PredictionLog, ask_log
 from {{ cookiecutter.package_name }}.step6_deployment.predictor import seal
 from {{ cookiecutter.package_name }}.step6_deployment.service import create_app
 from {{ cookiecutter.package_name }}.step7_monitoring import audit
 from {{ cookiecutter.package_name }}.step7_monitoring.alerts import alert_rules, dashboard
 from {{ cookiecutter.package_name }}.step7_monitoring.audit import AUDIT, Line
 from {{ cookiecutter.package_name }}.step7_monitoring.drift import SCORE, compare
-from {{ cookiecutter.package_name }}.step7_monitoring.monitor import REPORT, Look, look, monitor, write_evidently
+from {{ cookiecutter.package_name }}.step7_monitoring.exporter import metrics_text
+from {{ cookiecutter.package_name }}.step7_monitoring.monitor import REPORT, Look, keep_looking, look, monitor, write_evidently
 from {{ cookiecutter.package_name }}.step7_monitoring.quality import Judged, turned_bad
-from {{ cookiecutter.package_name }}.step7_monitoring.retrain import UNDO, Trigger, decide, recover, retrain, rollback, serving
-from {{ cookiecutter.package_name }}.step7_monitoring.window import add_labels, count_labels, read_window
+from {{ cookiecutter.package_name }}.step7_monitoring.retrain import UNDO, Trigger, decide, extend_raw, recover, retrain, rollback, serving
+from {{ cookiecutter.package_name }}.step7_monitoring.window import JOINED, add_labels, count_labels, read_window
 
 SETTINGS = Drift(psi=0.2, significance=0.01, min_rows=200)
 NOW = datetime(2030, 1, 31)  # a moment like another; the log's times are relative to it
@@ -122,6 +126,16 @@ def test_a_moved_column_is_found_and_no_other(column: str, odd: Framing, odd_tab
 def test_few_rows_never_alarm(odd: Framing, odd_table: pa.Table) -> None:
     window = odd_columns(odd_table, odd, 100, 1) | {SCORE: np.full(100, 0.99)}
     assert not any(m.drifted for m in compare(odd, SETTINGS, odd_columns(odd_table, odd, 3000, 0), window))
+
+
+@pytest.mark.parametrize("zeros", [0.6, 1.0])
+@pytest.mark.parametrize("instead", [-999.0, 1.0])
+def test_a_column_of_mostly_one_value_moves_both_ways(zeros: float, instead: float, odd: Framing) -> None:
+    """A source that writes -999 where it wrote 0 lies below every decile."""
+    column, rng = "living area (m²)", np.random.default_rng(0)
+    old, new = (np.where(rng.random(rows) < zeros, 0.0, 2.0 + rng.random(rows)) for rows in (4000, 500))
+    assert [m.drifted for m in compare(odd, SETTINGS, {column: old}, {column: new})] == [False]
+    assert [m.drifted for m in compare(odd, SETTINGS, {column: old}, {column: np.where(new == 0, instead, new)})] == [True]
 
 
 # ---- the monitor ---------------------------------------------------------------------------
@@ -233,6 +247,67 @@ def test_a_clock_that_jumps_back_is_survived(after: Callable[..., Look], usual: 
     assert after([], NOW).predictions == usual.num_rows
 
 
+def test_a_service_that_runs_another_model_is_told_and_rules_that_stand_in_are_not_judged_as_the_model(
+    after: Callable[..., Look], usual: pa.Table, params: Params, tmp_path: Path
+) -> None:
+    def answer(version: str, role: str, minutes: int) -> Look:
+        log, asked = PredictionLog(tmp_path / "log.sqlite", 60, 10_000), (NOW - timedelta(minutes=minutes)).isoformat()
+        log.add([Logged(f"{role} {k}", asked, version, False, "{}", 0.5, None, None, role) for k in range(300)])
+        log.close()
+        return after([])
+
+    own = serving() or ""
+    assert "newest_prediction_by_other_model 0.0" in prom_after(after, usual)
+    stood_in = answer(own, "fallback", 2)
+    assert (stood_in.predictions, stood_in.newest_by) == (usual.num_rows, own)
+    assert not [a for a in answer("of a canary", "canary", 1).alarms if a[0] == "version"]
+    found = answer("another", "champion", 0)
+    assert [rule for rule, _, _ in found.alarms] == ["version"]
+    assert "newest_prediction_by_other_model 1.0" in (REPORT / "monitor.prom").read_text(encoding="utf-8")
+
+
+def prom_after(after: Callable[..., Look], usual: pa.Table) -> str:
+    """The metrics of a look at an ordinary day that ended some minutes ago."""
+    write = usual.to_pylist()
+    after(write, NOW)
+    return (REPORT / "monitor.prom").read_text(encoding="utf-8")
+
+
+def test_while_params_are_edited_the_bundles_own_contract_holds(
+    params: Params, monitored: Path, usual: pa.Table, tmp_path: Path, changed: Any
+) -> None:
+    """An input more in params.yaml is no reason to stop; another problem is, in a sentence."""
+    write_log(tmp_path / "log.sqlite", usual.to_pylist(), [0.5] * usual.num_rows)
+    inputs = [i.model_dump(by_alias=True) for i in params.framing.inputs]
+    audit.write(replace(at(1 / 24, "promoted"), after=serving()))
+    more = changed({"framing.inputs": [*inputs, {"name": "one more", "kind": "number"}]})
+    assert look(logging_to(more, tmp_path / "log.sqlite"), NOW).predictions == usual.num_rows
+    AUDIT.unlink()
+    other = params.framing.model_copy(update={"target": "another"})
+    with pytest.raises(StepFailed, match="`run` first"):
+        look(logging_to(params.model_copy(update={"framing": other}), tmp_path / "log.sqlite"), NOW)
+
+
+def test_a_look_that_fails_is_not_the_last_one(params: Params, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    errors: Iterator[BaseException] = iter([OSError("disk full"), KeyError("column"), StepFailed("no log"), KeyboardInterrupt()])
+
+    def once() -> None:
+        raise next(errors)
+
+    monkeypatch.setattr(f"{monitor.__module__}.ThreadingHTTPServer", lambda *_: SimpleNamespace(serve_forever=lambda: None))
+    with pytest.raises(KeyboardInterrupt):
+        keep_looking(once, params.deployment, 0)
+    assert caplog.messages == ["OSError: disk full", "KeyError: 'column'", "no log"]
+
+
+def test_a_refusal_is_told_while_an_alert_is_open_and_a_failure_always(after: Callable[..., Look], usual: pa.Table, params: Params) -> None:
+    found = after(usual.to_pylist())
+    bad = {ending: [f"loop_last_outcome_bad {float(told)}" in metrics_text(params, found, lines, NOW)
+                    for told, lines in ((alone, [at(2, ending)]), (alerted, [at(9, "alert"), at(2, ending)]))]
+           for ending, alone, alerted in (("refused", 0, 1), ("failed", 1, 1), ("interrupted", 1, 1), ("promoted", 0, 0))}  # fmt: skip
+    assert all(told == [True, True] for told in bad.values()), bad
+
+
 def test_evidently_reports_too_or_the_sentence_says_what_to_install(params: Params, monitored: Path, usual: pa.Table, tmp_path: Path) -> None:
     write_log(tmp_path / "log.sqlite", usual.to_pylist(), [0.1 + k / 1000 for k in range(usual.num_rows)])
     if find_spec("evidently"):
@@ -279,14 +354,61 @@ def test_labels_are_joined_by_id_and_odd_ones_counted(framing: Framing, usual: p
     log.add_labels([(i, (NOW - age * day).isoformat(), label) for i, age, label in [*came, (ids[3], 11, "e")]])
     log.close()
     assert read_window(str(path), framing, NOW, "1 = 1").label == ["a", "b", "c", "e"]
+    with closing(sqlite3.connect(path)) as store, store:
+        store.execute("INSERT INTO predictions SELECT prediction_id, at, '2', fallback, inputs, score, decision, threshold, 'shadow', review, entity "
+                      "FROM predictions")  # fmt: skip
     counted = count_labels(str(path), NOW, NOW - 99 * day, 5)
     assert counted == {"received": 8, "duplicate": 1, "contradictory": 2, "unknown": 1, "late": 1, "before_prediction": 1, "in_future": 1}
 
 
-def test_a_batch_of_labels_can_be_given_twice(usual: pa.Table, tmp_path: Path) -> None:
+def test_a_label_told_again_is_no_younger_and_a_corrected_one_is(usual: pa.Table, tmp_path: Path) -> None:
+    path, day = str(tmp_path / "log.sqlite"), timedelta(days=1)
+    write_log(tmp_path / "log.sqlite", usual.to_pylist()[:2], [0.5] * 2, NOW - 9 * day)
+    first, second = (f"{NOW - 9 * day} {k}" for k in range(2))
+    log = PredictionLog(path, 60, 100)
+    came = [(first, 5, "a"), (first, 1, "a"), (second, 5, "a"), (second, 2, "b")]
+    log.add_labels([(i, (NOW - age * day).isoformat(), label) for i, age, label in came])
+    log.close()
+    known = ask_log(path, f"SELECT prediction_id, label, label_at FROM {JOINED} ORDER BY prediction_id", [NOW.isoformat()] * 3)
+    assert known == [(first, "a", (NOW - 5 * day).isoformat()), (second, "b", (NOW - 2 * day).isoformat())]
+
+
+def test_a_correction_can_be_taken_back(framing: Framing, usual: pa.Table, tmp_path: Path) -> None:
+    write_log(tmp_path / "log.sqlite", usual.to_pylist()[:1], [0.5])
+    for day, label in enumerate(("no", "yes", "no"), start=1):
+        (tmp_path / "labels.csv").write_text(f"prediction_id,label,at\n{NOW} 0,{label},2030-02-0{day}\n", encoding="utf-8")
+        assert add_labels(tmp_path / "labels.csv", framing, str(tmp_path / "log.sqlite"), tmp_path)["added"] == 1
+    assert read_window(str(tmp_path / "log.sqlite"), framing, NOW + timedelta(days=9), "1 = 1").label == ["no"]
+
+
+@pytest.mark.skipif(not hasattr(time, "tzset"), reason="the zone of a process cannot be set here")
+def test_labels_with_a_time_zone_are_read_in_utc(framing: Framing, usual: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_log(tmp_path / "log.sqlite", usual.to_pylist()[:1], [0.5])
+    noon = pa.array([datetime(2030, 2, 1, 12)], pa.timestamp("us", "UTC"))
+    pq.write_table(pa.table({"prediction_id": [f"{NOW} 0"], "label": ["x"], "at": noon}), tmp_path / "labels.parquet")
+    monkeypatch.setenv("TZ", "America/New_York")
+    time.tzset()
+    add_labels(tmp_path / "labels.parquet", framing, str(tmp_path / "log.sqlite"), tmp_path)
+    monkeypatch.undo()
+    time.tzset()
+    assert ask_log(str(tmp_path / "log.sqlite"), "SELECT at FROM labels") == [("2030-02-01T12:00:00",)]
+
+
+def test_labels_are_all_written_however_long_it_takes(framing: Framing, usual: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service gives up at its end; who hands in a file waits."""
+    write_log(tmp_path / "log.sqlite", usual.to_pylist()[:1], [0.5])
+    waited: list[float | None] = []
+    join = threading.Thread.join
+    monkeypatch.setattr(threading.Thread, "join", lambda self, timeout=None: (waited.append(timeout), join(self, timeout))[1])
+    (tmp_path / "labels.csv").write_text(f"prediction_id,label\n{NOW} 0,yes\n", encoding="utf-8")
+    add_labels(tmp_path / "labels.csv", framing, str(tmp_path / "log.sqlite"), tmp_path)
+    assert waited == [None]
+
+
+def test_a_batch_of_labels_can_be_given_twice(framing: Framing, usual: pa.Table, tmp_path: Path) -> None:
     write_log(tmp_path / "log.sqlite", usual.to_pylist()[:2], [0.5] * 2)
     (tmp_path / "labels.csv").write_text(f"prediction_id,label,at\n{NOW} 0,yes,2030-02-01\n{NOW} 1,,\nnobody,no,\n", encoding="utf-8")
-    first, again = (add_labels(tmp_path / "labels.csv", str(tmp_path / "log.sqlite"), tmp_path) for _ in range(2))
+    first, again = (add_labels(tmp_path / "labels.csv", framing, str(tmp_path / "log.sqlite"), tmp_path) for _ in range(2))
     assert first == {"added": 2, "known before": 0, "without a prediction": 1, "empty": 1}
     assert (again["added"], again["known before"]) == (0, 2)
 
@@ -324,9 +446,10 @@ def at(days: float, decision: str, since: str | None = None) -> Line:
     ([at(50, "noticed")], 1000, "new_labels"),
     ([at(20, "retraining", "moved"), at(20, "promoted", "moved")], 99, None),
     ([at(20, "retraining", "moved"), at(20, "promoted", "moved")], 100, "new_labels"),
+    ([at(80, "refused", "moved"), at(60, "failed", "moved"), at(40, "promoted", "moved"), at(20, "interrupted", "moved")], 100, "new_labels"),
     ([at(60, "retraining", "moved"), at(60, "promoted", "moved"), at(20, "retraining", "moved"), at(20, "refused", "moved")], 199, None),
     ([at(60, "retraining", "moved"), at(60, "promoted", "moved"), at(20, "retraining", "moved"), at(20, "promoted", "moved")], 200, "new_labels"),
-    ([at(50, "promoted", "moved"), *[at(20, "retraining", "moved")] * 9, at(20, "refused")], 1000, "new_labels"),
+    ([at(50, "promoted", "moved"), *[at(20, "refused", "moved")] * 9], 1000, "new_labels"),
     ([at(20, "retraining"), at(20, "promoted")], 100, None),
     ([at(40, "retraining", "moved"), at(40, "promoted", "moved"), at(20, "rolled_back")], 100, None),
     ([at(20, "retraining", "moved"), at(20, "refused", "moved"), at(20, "accepted", "moved")], 100, None),
@@ -413,6 +536,63 @@ def test_a_retraining_that_was_killed_is_undone_by_the_next_look(logged: Params)
     assert (raw.read_bytes(), audit.read()[-1].decision, UNDO.exists()) == (before, "interrupted", False)
 
 
+@pytest.mark.parametrize("error", [StepFailed("monitoring: no disk"), OSError("no disk"), KeyboardInterrupt()])
+def test_what_stops_after_the_swap_leaves_a_promotion(error: BaseException, logged: Params, bundle: Path) -> None:
+    """The service has the new model, so the audit log, data and params.yaml go with it."""
+    raw, champion = Path(logged.data.raw), serving() or ""
+    before = raw.read_bytes()
+
+    def swap_and_stop() -> None:
+        rename_version(bundle, "new")
+        raise error
+
+    with suppress(KeyboardInterrupt):
+        retrain(logged, Trigger("rule", "why", "2029-12-31"), Stub(swap_and_stop), NOW)
+    line = audit.read()[-1]
+    assert (line.decision, line.before, line.after, UNDO.exists()) == ("promoted", champion, "new", False)
+    assert raw.read_bytes() != before
+    rename_version(bundle, champion)
+
+
+@pytest.mark.parametrize("where", ["restore", "audit.write"])
+def test_a_crash_while_a_refusal_is_dealt_with_loses_nothing(where: str, logged: Params) -> None:
+    """Before data and params.yaml are back, and after it, before the audit log tells: the next look finds what is to be done."""
+    raw, before = Path(logged.data.raw), (Path(logged.data.raw).read_bytes(), Path("params.yaml").read_bytes())
+
+    def die(*_: Any) -> None:
+        raise SystemExit(9)
+
+    with pytest.MonkeyPatch.context() as patch, suppress(SystemExit):
+
+        def stop() -> None:
+            patch.setattr(f"{retrain.__module__}.{where}", die)
+            raise StepFailed("the gate is closed")
+
+        retrain(logged, Trigger("rule", "why", "2029-12-31"), Stub(stop), NOW)
+    recover(Stub(), NOW)
+    assert (raw.read_bytes(), Path("params.yaml").read_bytes()) == before
+    assert (audit.read()[-1].decision, UNDO.exists()) == ("interrupted", False)
+
+
+def test_a_retraining_without_raw_data_fails_and_says_so(logged: Params) -> None:
+    raw = Path(logged.data.raw)
+    raw.unlink()
+    assert retrain(logged, Trigger("rule", "why"), Stub(), NOW).decision == "failed"
+    assert "FileNotFoundError" in audit.read()[-1].why
+
+
+def test_rows_of_a_pruned_log_stay_learned(logged: Params) -> None:
+    raw, seen = Path(logged.data.raw), list[int]()
+    before, settings = raw.read_bytes(), Path("params.yaml").read_bytes()
+    for _ in range(2):
+        extend_raw(logged, NOW)
+        seen.append(pq.read_table(raw).num_rows)
+        with closing(sqlite3.connect(logged.deployment.log.path)) as store, store:
+            store.execute("DELETE FROM predictions WHERE prediction_id LIKE '%5'")
+    assert (seen[0] == seen[1], Path("params.yaml").read_bytes()) == (True, settings)
+    raw.write_bytes(before)
+
+
 def test_one_retraining_at_a_time(logged: Params) -> None:
     said = []
 
@@ -429,9 +609,14 @@ def keep_former(bundle: Path) -> None:
     """Bundle and reference as those of a former champion, version 0."""
     for folder in (bundle, REFERENCE.parent):
         shutil.copytree(folder, FORMER / folder.name)
-    manifest = json.loads((FORMER / bundle.name / "manifest.json").read_text(encoding="utf-8"))
-    manifest["version"]["version"] = "0"
-    seal(FORMER / bundle.name, manifest)
+    rename_version(FORMER / bundle.name, "0")
+
+
+def rename_version(bundle: Path, version: str) -> None:
+    """The same bundle as that of another version."""
+    manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+    manifest["version"]["version"] = version
+    seal(bundle, manifest)
 
 
 @pytest.mark.parametrize(("days", "decisions"), [(1, ["promoted", "rolled_back"]), (9999, ["promoted"])])
@@ -464,6 +649,31 @@ def test_rollback_brings_the_former_champion_back_and_forth(logged: Params, bund
         patch.setattr(f"{rollback.__module__}.open_tracker", lambda: SimpleNamespace(set_alias=lambda *_: None))
         assert (rollback(Stub(), "by hand", "", NOW).after, serving()) == ("0", "0")
     assert (rollback(Stub(), "by hand", "", NOW).after, serving(), tracker.version_of(CHAMPION)) == (new, new, new)
+    shutil.rmtree(FORMER)
+
+
+@pytest.mark.parametrize("renames", range(5))
+def test_a_rollback_that_is_killed_between_two_renames_leaves_a_whole_bundle(renames: int, logged: Params, bundle: Path) -> None:
+    """Whichever is in its place after the next look, it is whole, and a rollback works."""
+    keep_former(bundle)
+    new, rename, left = serving() or "", os.replace, iter(range(renames))
+
+    def dying(old: Any, place: Any) -> None:
+        if str(old).startswith("models") and next(left, None) is None:
+            raise SystemExit(9)
+        rename(old, place)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(f"{rollback.__module__}.open_tracker", lambda: SimpleNamespace(set_alias=lambda *_: None))
+        with suppress(SystemExit), pytest.MonkeyPatch.context() as dead:
+            dead.setattr(os, "replace", dying)
+            rollback(Stub(), "by hand", "", NOW)
+        recover(Stub(), NOW)
+        assert (serving() in (new, "0"), REFERENCE.exists()) == (True, True)
+        if (FORMER / bundle.name).exists():
+            rollback(Stub(), "by hand", "", NOW)
+    assert serving() in (new, "0")
+    rename_version(bundle, new)
     shutil.rmtree(FORMER)
 
 

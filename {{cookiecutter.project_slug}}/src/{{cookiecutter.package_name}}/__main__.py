@@ -213,7 +213,10 @@ def monitor(
     from .step7_monitoring.monitor import REPORT, keep_looking, monitor, write_evidently
 
     def once() -> None:
-        found, decisions = monitor(load(), _Project(), act=act)
+        params = load()
+        if act and params.monitoring.retrain.automatic:
+            _pull_raw(params)
+        found, decisions = monitor(params, _Project(), act=act)
         typer.echo(f"{found.predictions:,} predictions of model {found.version}; see {REPORT / 'index.html'}")
         for why in [why for _, why, _ in found.alarms] or ["all is quiet"]:
             typer.echo(why)
@@ -256,7 +259,8 @@ def labels(source: _File) -> None:
     """Take in labels that became known later: a table with prediction_id, label and perhaps at (UTC)."""
     from .step7_monitoring.window import add_labels
 
-    found = add_labels(source, load().deployment.log.path, SCRATCH)
+    params = load()
+    found = add_labels(source, params.framing, params.deployment.log.path, SCRATCH)
     typer.echo(", ".join(f"{count:,} {what}" for what, count in found.items()))
 
 
@@ -300,11 +304,15 @@ class _Project:
 
 def _fetch_raw(params: Params) -> None:
     """Raw data that is not here, from the DVC remote or else from the simulator."""
+    _pull_raw(params)
+    if not Path(params.data.raw).exists():
+        _make_sample(params, None)
+
+
+def _pull_raw(params: Params) -> None:
     raw = Path(params.data.raw)
     if not raw.exists() and raw.parent.with_suffix(".dvc").exists():
         _dvc("pull", "--quiet", str(raw.parent.with_suffix(".dvc")))
-    if not raw.exists():
-        _make_sample(params, None)
 
 
 def _make_sample(params: Params, rows: int | None) -> None:

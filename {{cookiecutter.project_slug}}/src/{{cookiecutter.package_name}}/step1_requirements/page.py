@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, BLUE, RED, GREEN, GREY, AMBER = "#1c2733", "#2563a8", "#b3382c", "#2b7a4b", "#8894a0", "#b7791f"
+ASIDE = ".aside"  # where a folder is while another takes its place
 STYLE = Template("""
 :root { color-scheme: light }
 body { font: 16px/1.55 system-ui, sans-serif; color: $ink; background: #f6f7f9; margin: 0 }
@@ -131,10 +132,28 @@ def whole_folder(path: Path) -> Iterator[Path]:
     partial.mkdir(parents=True)
     try:
         yield partial
-        shutil.rmtree(path, ignore_errors=True)
-        os.replace(partial, path)
+        swap(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def swap(new: Path, path: Path, *, keep: bool = False) -> None:
+    """Put a folder in another's place, and the former one away, or where the new one was; killed in between, `heal` puts it back."""
+    aside = path.with_name(path.name + ASIDE)
+    shutil.rmtree(aside, ignore_errors=True)
+    if path.exists():
+        os.replace(path, aside)
+    os.replace(new, path)
+    if keep and aside.exists():
+        os.replace(aside, new)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def heal(path: Path) -> None:
+    """Put back a folder that a killed `swap` left aside."""
+    aside = path.with_name(path.name + ASIDE)
+    if aside.exists() and not path.exists():
+        os.replace(aside, path)
 
 
 def _cell(value: Any) -> str:

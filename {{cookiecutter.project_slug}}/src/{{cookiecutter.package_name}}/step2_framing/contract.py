@@ -46,6 +46,19 @@ def as_text(value: Any) -> str | None:
     return str(int(value)) if whole and whole() else str(value)
 
 
+def label_text(framing: Framing, value: Any) -> str | None:
+    """A label as the contract writes it, however it came: True, TRUE, 1 and 1.0 are `true` where that is the positive one."""
+    positive = framing.positive
+    known = framing.labels or ([positive] if isinstance(positive, str | None) else [positive, type(positive)(not positive)])
+    given = _plain(as_text(value))
+    return next((text for k in known if (text := as_text(k)) and _plain(text) == given), as_text(value))
+
+
+def _plain(text: str | None) -> str | None:
+    lower = (text or "").lower().removesuffix(".0")
+    return {"true": "1", "false": "0"}.get(lower, lower)
+
+
 def json_schema(framing: Framing) -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of one record that asks for a prediction."""
     keys = {

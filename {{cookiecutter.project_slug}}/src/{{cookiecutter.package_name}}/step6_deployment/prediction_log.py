@@ -68,10 +68,12 @@ class PredictionLog:
         """Queue labels as (prediction id, ISO time, label)."""
         self._queue([(INSERT_LABEL, label) for label in labels])
 
-    def close(self) -> None:
-        """Write what is waiting and stop."""
+    def close(self, seconds: float | None = 10) -> None:
+        """Write what is waiting and stop; wait so long for it, or None: until it is done."""
         self.stopping.set()
-        self.writer.join(timeout=10)
+        self.writer.join(seconds)
+        if self.writer.is_alive():
+            log.error("prediction log: %s is still being written after %g s; what was waiting may be lost", _shown(self.path), seconds)
 
     def _queue(self, entries: list[tuple[str, Sequence[Any]]]) -> None:
         room = max(0, self.most - len(self.waiting))
@@ -180,12 +182,20 @@ def results_of_canary(path: Path | str) -> tuple[dict[str, list[float]], str]:
         ORDER BY labels.at""")  # fmt: skip
     units: dict[tuple[str, str], dict[str, float]] = {}
     for role, unit, prediction_id, decision, score, label in rows:  # a later label of the same prediction wins
-        value = float(decision == label) if decision is not None else abs(score - float(label))
-        units.setdefault(("challenger" if role == "canary" else role, unit), {})[prediction_id] = value
+        value = float(decision == label) if decision is not None else abs(score - _number(label))
+        if value == value:  # noqa: PLR0124 - NaN: a label that is no number
+            units.setdefault(("challenger" if role == "canary" else role, unit), {})[prediction_id] = value
     values: dict[str, list[float]] = {"champion": [], "challenger": []}
     for (arm, _), unit_values in units.items():
         values[arm].append(sum(unit_values.values()) / len(unit_values))
     return values, "lower" if rows and rows[0][3] is None else "higher"
+
+
+def _number(label: str) -> float:
+    try:
+        return float(label)
+    except ValueError:
+        return float("nan")
 
 
 def _is_url(path: Path | str) -> bool:
@@ -193,7 +203,7 @@ def _is_url(path: Path | str) -> bool:
 
 
 def _in(path: Path | str, statement: str) -> str:
-    return statement.replace("?", "%s") if _is_url(path) else statement
+    return statement.replace("%", "%%").replace("?", "%s") if _is_url(path) else statement
 
 
 def _shown(path: Path | str) -> str:

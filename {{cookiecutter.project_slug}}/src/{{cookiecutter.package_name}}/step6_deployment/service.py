@@ -31,7 +31,7 @@ from starlette.exceptions import HTTPException
 
 from ..params import BUNDLE, ONLINE, Input, Latency, Limits, Params
 from ..step1_requirements.checks import StepFailed
-from ..step2_framing.contract import as_text, inputs_of
+from ..step2_framing.contract import inputs_of, label_text
 from .guard import JSON, PROBLEM, Keys, Receive, Refused, Scope, Send, not_as_agreed, read_body, security_headers, to_json
 from .prediction_log import Logged, PredictionLog
 from .predictor import Predictor
@@ -293,7 +293,8 @@ class Service:
         """POST /v1/feedback."""
         await asyncio.sleep(0)
         now = datetime.now(UTC)
-        labels = [(x.prediction_id, naive_utc(x.at or now).isoformat(), as_text(x.label) or "") for x in Feedback.model_validate_json(body).labels]
+        framing, given = self._in_service().framing, Feedback.model_validate_json(body).labels
+        labels = [(x.prediction_id, naive_utc(x.at or now).isoformat(), label_text(framing, x.label) or "") for x in given]
         self.log.add_labels(labels)
         self.metrics.labels.inc(len(labels))
         return to_json({"accepted": len(labels)})

@@ -66,9 +66,9 @@ def run(params: Params) -> None:
             save_verdict("deployment", checks, report)
         raise_if_failed("deployment", checks, target / "index.html")
         _keep_former(evaluation["version"]["version"])
+        open_tracker().set_alias(CHAMPION, evaluation["version"]["version"])  # before the swap: a server that is away stops it
     if online.exists():
         online.replace(ONLINE)
-    open_tracker().set_alias(CHAMPION, evaluation["version"]["version"])
 
 
 def export(framing: Framing, pipeline: Pipeline, path: Path) -> None:

@@ -52,7 +52,7 @@ def _panel(spec: dict[str, Any], x: int, y: int) -> dict[str, Any]:
 
 def _values(requirements: Requirements, monitoring: Monitoring) -> dict[str, Any]:
     """What may stand behind an @ in alerts.yml and dashboard.json."""
-    budget, failed = 1 - requirements.availability, 'predict_requests_total{outcome="failed"}'
+    budget, failed = 1 - requirements.availability, 'predict_requests_total{outcome=~"failed|overloaded"}'
     shares = {w: f"sum(rate({failed}[{w}])) / sum(rate(predict_requests_total[{w}]))" for w in ("5m", "30m", "1h", "6h", "3d")}
     seconds = "sum by (le) (rate(predict_latency_seconds_bucket[WINDOW]))"
     slow = (("p856", 0.856, "5m"), ("p856", 0.856, "1h"), ("p94", 0.94, "30m"), ("p94", 0.94, "6h"), ("p99", 0.99, "6h"), ("p99", 0.99, "3d"))

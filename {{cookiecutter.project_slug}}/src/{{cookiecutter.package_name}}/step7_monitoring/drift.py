@@ -75,9 +75,10 @@ def stability_index(expected: NDArray[Any], actual: NDArray[Any]) -> float:
 def _numbers(old: NDArray[Any], new: NDArray[Any]) -> tuple[Picture, str, float, float, float | None]:
     if not len(old) or not len(new):
         return ([], np.zeros(0), np.zeros(0)), "Kolmogorov-Smirnov", 0.0, 1.0, None
-    edges = np.unique(np.quantile(old, np.linspace(0, 1, BINS + 1)[1:-1]))
+    lowest = old.min()  # with a bin below it: where many values are the smallest one, quantiles alone see nothing move downwards
+    edges = np.unique([np.nextafter(lowest, -np.inf), *np.quantile(old, np.linspace(0, 1, BINS + 1)[1:-1])])
     shares = [np.bincount(np.searchsorted(edges, v, side="left"), minlength=len(edges) + 1) / len(v) for v in (old, new)]
-    bins = [f"to {e:.4g}" for e in edges] + [f"above {edges[-1]:.4g}"]
+    bins = [f"below {lowest:.4g}", *(f"to {e:.4g}" for e in edges[1:]), f"above {edges[-1]:.4g}"]
     test, spread = stats.ks_2samp(old, new, method="asymp"), float(np.std(old))
     apart = float(stats.wasserstein_distance(old, new)) / spread if spread else None
     return (bins, shares[0], shares[1]), "Kolmogorov-Smirnov", float(test.statistic), float(test.pvalue), apart

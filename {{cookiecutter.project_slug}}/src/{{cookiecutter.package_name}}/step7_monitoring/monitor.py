@@ -44,6 +44,7 @@ class Look:
     version: str
     predictions: int
     newest: str | None
+    newest_by: str | None
     moved: list[Moved]
     labels: dict[str, int]
     labelled: float | None
@@ -89,25 +90,33 @@ def look(params: Params, now: datetime) -> Look:
     """
     if not REFERENCE.exists():
         raise StepFailed(f"monitor: {REFERENCE} is not here; `run` writes it")
-    predictor, settings, framing = Predictor(BUNDLE, ONLINE), params.monitoring, params.framing
+    predictor, settings = Predictor(BUNDLE, ONLINE), params.monitoring
+    framing, asked = predictor.framing, params.framing  # while params.yaml is edited, the bundle's own contract holds
+    if (framing.task, framing.target, framing.metric) != (asked.task, asked.target, asked.metric):
+        raise StepFailed("monitor: params.yaml frames another problem than the bundle in service answers; `run` first")
     reference = pq.read_table(REFERENCE)
     since, mature = now - timedelta(hours=settings.window_hours), now - timedelta(days=params.requirements.label_delay_days)
-    log, where = params.deployment.log.path, "model_version = ? AND label IS NOT NULL AND label_at <= ? AND at <= ?"
-    window = read_window(log, framing, now, "model_version = ? AND at > ?", predictor.version, iso(since))
+    log, own = params.deployment.log.path, "model_version = ? AND role <> 'fallback'"  # rules that stand in for a model are not it
+    where = f"{own} AND label IS NOT NULL AND label_at <= ? AND at <= ?"
+    window = read_window(log, framing, now, f"{own} AND at > ?", predictor.version, iso(since))
     matured = partial(read_window, log, framing, now, where, predictor.version, iso(now), iso(mature))
     labels = count_labels(log, now, since, params.requirements.label_delay_days)
-    newest = ask_log(log, "SELECT max(at) FROM predictions WHERE at <= ?", (iso(now),))[0][0]
+    answers = "SELECT at, model_version FROM predictions WHERE at <= ? AND role IN ('champion', 'fallback') ORDER BY at DESC LIMIT 1"
+    newest, by = next(iter(ask_log(log, answers, (iso(now),))), (None, None))
     due = f"SELECT count(*), count(label) FROM {JOINED} WHERE at > ? AND at <= ?"
     answered, labelled = ask_log(log, due, (*[iso(now)] * 3, iso(mature - (now - since)), iso(mature)))[0]
     moved = _moved(params, predictor, columns_of(reference, reference.column_names), window, now)
     judged, importance, bad_since = _judge(params, predictor, matured)
     alarms = [("drift", f"{m.column} drifted: PSI {m.psi:.2f}", iso(since)) for m in sorted(moved, key=lambda m: -m.psi) if m.drifted]
     alarms += [("performance", _say(j), bad_since) for j in judged if j.breached]
-    calm = not any(j.breached for j in judged) and all(m.psi < settings.drift.psi / 2 for m in moved) and len(window) >= settings.drift.min_rows
+    if by not in (None, predictor.version):
+        alarms.append(("version", f"the newest prediction is of model {by}: the service has not taken up model {predictor.version}", iso(since)))
+    still = all(m.psi < settings.drift.psi / 2 or m.p_value >= settings.drift.significance for m in moved)
+    calm = still and not any(j.breached for j in judged) and len(window) >= settings.drift.min_rows
     if len(window) >= settings.drift.min_rows:
         gone = [m for m in moved if m.missing_now - m.missing_before > settings.max_missing_increase]
         alarms += [("missing", f"{m.column} is missing in {m.missing_now:.0%} of rows, {m.missing_before:.0%} before", iso(since)) for m in gone]
-    return Look(iso(now), predictor.version, window.of, newest, moved, labels, labelled / answered if answered else None, judged,
+    return Look(iso(now), predictor.version, window.of, newest, by, moved, labels, labelled / answered if answered else None, judged,
                 estimate(framing, predictor.classes, window), confidence(framing, window), importance, alarms, calm)  # fmt: skip
 
 
@@ -117,14 +126,14 @@ def _moved(params: Params, predictor: Predictor, reference: dict[str, Any], wind
     A decision settles what had moved by then: the labelled reference is older than it by the labels' delay, and history
     goes on moving for as long as it reaches back. What moves afterwards is far from both. Missing values are never settled.
     """
-    drift, decided = params.monitoring.drift, audit.last(audit.read(), *audit.CAME, "accepted")
-    moved = compare(params.framing, drift, reference, window.columns)
+    drift, framing, decided = params.monitoring.drift, predictor.framing, audit.last(audit.read(), *audit.CAME, "accepted")
+    moved = compare(framing, drift, reference, window.columns)
     if decided and decided.decision in ("promoted", "accepted"):
         began = iso(decided.moment - timedelta(hours=params.monitoring.window_hours))
-        settled = read_window(params.deployment.log.path, params.framing, now, "at > ? AND at <= ?", began, decided.at)
+        settled = read_window(params.deployment.log.path, framing, now, "at > ? AND at <= ?", began, decided.at)
         if len(settled) >= drift.min_rows:
             settled.columns[SCORE] = predictor.main_scores(predictor.scores(settled.columns))
-            again = compare(params.framing, drift, settled.columns, window.columns)
+            again = compare(framing, drift, settled.columns, window.columns)
             moved = [replace(min(m, n, key=lambda m: m.psi), missing_before=m.missing_before) for m, n in zip(moved, again, strict=True)]
     return moved
 
@@ -173,7 +182,7 @@ def _note(found: Look, now: datetime) -> None:
         rule, why, since = causes[0]
         audit.write(Line(at, "alert", rule, why if len(causes) == 1 else f"{why}, and {len(causes) - 1} more", found.version, None, since))
     elif alert and found.calm:
-        audit.write(Line(at, "quiet", alert.rule, "every column is below half of its limit again, and no target is missed", found.version, None))
+        audit.write(Line(at, "quiet", alert.rule, "no column is beyond half of its limit and chance, and no target is missed", found.version, None))
 
 
 def _say(j: Judged) -> str:
@@ -286,6 +295,6 @@ def keep_looking(once: Callable[[], None], settings: Deployment, minutes: float)
         due.clear()
         try:
             once()
-        except (StepFailed, ParamsError) as error:
-            log.error("%s", error)
+        except Exception as error:  # whatever it is, the next look may be luckier
+            log.error("%s%s", "" if isinstance(error, StepFailed | ParamsError) else f"{type(error).__name__}: ", error)
         due.wait(minutes * 60)

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from ..params import BUNDLE, FORMER, PATH, REFERENCE, SCRATCH, Params, load
 from ..step1_requirements.checks import STEPS, Check, StepFailed, load_verdict
-from ..step1_requirements.page import whole_folder
+from ..step1_requirements.page import heal, swap, whole_folder
 from ..step3_data.source import connect, name, text, write_query
 from ..step4_model.tracking import CHAMPION, open_tracker
 from ..step6_deployment.prediction_log import ask_log
@@ -84,7 +84,8 @@ def decide(params: Params, lines: Sequence[Line], now: datetime, labels: int) ->
     trained, since = audit.last(lines, *TRAINED), came.since if came else None
     if trained and not audit.within(trained, now, rules.after_days):
         return Trigger("age", f"champion {trained.after} was not challenged since {trained.at}, longer than {rules.after_days:g} days", since)
-    looks = sum(line.decision == "retraining" and line.since == since for line in lines) if since else 0
+    ended = [line.decision for line in lines if since and line.since == since and line.decision in ("promoted", "refused")]
+    looks = len(ended) - ended.index("promoted") if "promoted" in ended else 0  # so many have judged what was learned since then
     if labels >= (min(rules.new_labels, rules.min_labels * 2 ** (looks - 1)) if looks else rules.new_labels):
         return Trigger("new_labels", f"{labels:,} labels have matured since the last training{' in a young world' * bool(looks)}", since)
     return None
@@ -103,10 +104,10 @@ def retrain(params: Params, trigger: Trigger, project: Project, now: datetime) -
         _recover(project, now)
         champion = serving()
         line = audit.write(Line(iso(now), "retraining", trigger.rule, trigger.why, champion, None, trigger.since))
-        with whole_folder(UNDO) as folder:
-            shutil.copy(PATH, folder)
-            shutil.copy(params.data.raw, folder)
         try:
+            with whole_folder(UNDO) as folder:
+                shutil.copy(PATH, folder)
+                shutil.copy(params.data.raw, folder)
             rows, since = extend_raw(params, now, trigger.since)
             if since:
                 from ..step4_model.tune import write_values
@@ -117,10 +118,14 @@ def retrain(params: Params, trigger: Trigger, project: Project, now: datetime) -
             if serving() == champion:
                 raise StepFailed("the pipeline passed, but no new model is in service")
         except BaseException as error:
-            outcome = "refused" if isinstance(error, StepFailed) else "failed"
-            line = audit.write(replace(line, at=_later(now), decision=outcome, why=_reason(error), after=champion))
-            restore(project)
-            if outcome == "refused" and trigger.since and _met_every_target():
+            outcome, why, accepted = "refused" if isinstance(error, StepFailed) else "failed", _reason(error), _met_every_target()
+            if _swapped(champion):
+                outcome, why = "promoted", f"passed every gate and serves; what came after it stopped, so `run` again: {why}"
+                shutil.rmtree(UNDO)
+            else:
+                restore(project)  # before it is told, so that a crash in between leaves a retraining without an outcome
+            line = audit.write(replace(line, at=_later(now), decision=outcome, why=why, after=serving()))
+            if outcome == "refused" and trigger.since and accepted:
                 why = "it meets every target and no challenger is better, so what it is asked now is the new normal"
                 audit.write(replace(line, decision="accepted", why=why))
             if not isinstance(error, Exception):  # Ctrl+C ends the program all the same
@@ -144,11 +149,7 @@ def rollback(project: Project, rule: str, why: str, now: datetime) -> Line:
         former, champion = open_bundle(FORMER / BUNDLE.name)["version"]["version"], serving()
         for folder in (BUNDLE, REFERENCE.parent):
             if (FORMER / folder.name).exists():
-                aside = folder.with_name(folder.name + ".aside")
-                shutil.rmtree(aside, ignore_errors=True)
-                os.replace(folder, aside)
-                os.replace(FORMER / folder.name, folder)
-                os.replace(aside, FORMER / folder.name)
+                swap(FORMER / folder.name, folder, keep=True)
         open_tracker().set_alias(CHAMPION, former)
         project.commit()
         return audit.write(Line(iso(now), "rolled_back", rule, why, champion, former))
@@ -170,8 +171,10 @@ def extend_raw(params: Params, now: datetime, since: str | None = None) -> tuple
         names = [n for n in pq.read_schema(raw).names if n != FROM_LOG]
         own = [*names, FROM_LOG] if FROM_LOG in pq.read_schema(raw).names else names
         connection.execute(f"CREATE VIEW everything AS SELECT * FROM read_parquet({text(raw)}) AS t({', '.join(f'c{k}' for k in range(len(own)))})")
-        mine = f"SELECT * FROM everything WHERE {f'c{len(names)} IS NULL' if own != names else 'true'}"
-        connection.execute(f"CREATE VIEW brought AS SELECT {', '.join(f'c{k}' for k in range(len(names)))}, NULL::VARCHAR AS logged_as FROM ({mine})")
+        logged_as = f"c{len(names)}" if own != names else "NULL::VARCHAR"
+        gone = f"{logged_as} IS NULL OR {logged_as} NOT IN (SELECT prediction_id FROM logged)"  # a log may be pruned
+        mine = f"SELECT {', '.join(f'c{k}' for k in range(len(names)))}, {logged_as} AS logged_as FROM everything WHERE {gone}"
+        connection.execute(f"CREATE VIEW brought AS {mine}")
         types = [row[1] for row in connection.execute("DESCRIBE brought").fetchall()]
         come = {framing.label_time: "label_at", framing.target: "label"}  # by the log's names
         rows = ", ".join(f"TRY_CAST({come.get(n) or logged_value(n)} AS {types[k]}) AS c{k}" for k, n in enumerate(names))
@@ -179,7 +182,7 @@ def extend_raw(params: Params, now: datetime, since: str | None = None) -> tuple
         began, asked = None, f"asked >= {text(since)}" if since else "true"
         if framing.time:
             time = name(f"c{names.index(framing.time)}")
-            connection.execute(f"DELETE FROM came WHERE {time} IS NULL OR {time} <= (SELECT max({time}) FROM brought)")
+            connection.execute(f"DELETE FROM came WHERE {time} IS NULL OR {time} <= (SELECT max({time}) FROM brought WHERE logged_as IS NULL)")
             began = connection.execute(f"SELECT quantile_disc({time}, 0.01)::TIMESTAMP FROM came WHERE {asked}").fetchall()[0][0] if since else None
         elif since:
             connection.execute(f"DELETE FROM came WHERE NOT ({asked})")
@@ -206,10 +209,11 @@ def recover(project: Project, now: datetime) -> bool:
 
 
 def _recover(project: Project, now: datetime) -> None:
-    lines = audit.read()
-    begun = audit.last(lines, "retraining", *audit.DONE)
+    for folder in (BUNDLE, REFERENCE.parent):
+        heal(folder)
+    begun = audit.last(audit.read(), "retraining", *audit.DONE)
     if begun and begun.decision == "retraining":
-        done = "promoted" if serving() != begun.before else "interrupted"
+        done = "promoted" if _swapped(begun.before) else "interrupted"
         if done == "promoted":
             shutil.rmtree(UNDO, ignore_errors=True)
         else:
@@ -235,6 +239,14 @@ def serving() -> str | None:
         return str(json.loads((BUNDLE / MANIFEST).read_text(encoding="utf-8"))["version"]["version"])
     except (OSError, ValueError, KeyError):
         return None
+
+
+def _swapped(champion: str | None) -> bool:
+    """Whether another bundle than the champion's is in its place, and whole."""
+    try:
+        return str(open_bundle(BUNDLE)["version"]["version"]) != champion
+    except StepFailed:
+        return False
 
 
 def _met_every_target() -> bool:

@@ -282,7 +282,7 @@ def _measure(params: Params, sample: Sample, told: Told, world: pa.Table, scores
     rows = np.arange(ends[min(settled, len(scores))], ends[-1])
     if told.story.drift != "none" and len(rows):
         part = ours.at(rows)
-        told.figures |= {"without the loop": measure(metric, theirs.at(rows)), "with it": measure(metric, part)}
+        told.figures |= {"days judged": len(scores) - settled, "without the loop": measure(metric, theirs.at(rows)), "with it": measure(metric, part)}
         best = _new_world(params, sample, told, world.take(rows), first, part)
         weights = resample(len(rows), params.evaluation.bootstrap, 0)
         ahead = lead(metric, part, best, bootstrap([metric], part, weights)[metric], weights, params.evaluation.confidence)

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from ..params import Framing
 from ..step1_requirements.checks import StepFailed
-from ..step2_framing.contract import as_text
+from ..step2_framing.contract import label_text
 from ..step3_data.encode import columns_read
 from ..step3_data.source import name, text
 from ..step3_data.table import open_table
@@ -20,13 +20,14 @@ from .drift import SCORE
 
 MOST_ROWS = 20_000  # of one window; more are thinned evenly
 TYPES = {"number": "DOUBLE", "boolean": "BOOLEAN", "date": "TIMESTAMP", "category": "VARCHAR", "text": "VARCHAR"}
-#: Answered predictions with the newest label known by a moment; a label dated before its prediction counts from the prediction on.
+#: Answered predictions with the newest label known by a moment, and when it came first: told again, it is no younger. A label dated
+#: before its prediction counts from the prediction on.
 #: Needs that moment three times. Labels are looked up one by one: a condition on `at` then costs what it selects, however long the log.
-JOINED = """(SELECT known.*, CASE WHEN came < at THEN at ELSE came END AS label_at FROM
-    (SELECT p.prediction_id, p.at, p.model_version, p.inputs, p.score, p.decision,
-    (SELECT label FROM labels WHERE prediction_id = p.prediction_id AND at <= ? ORDER BY at DESC LIMIT 1) AS label,
-    (SELECT max(at) FROM labels WHERE prediction_id = p.prediction_id AND at <= ?) AS came
-    FROM predictions AS p WHERE p.at <= ? AND p.role <> 'shadow') AS known) AS joined"""
+JOINED = """(SELECT known.*, CASE WHEN came < at THEN at ELSE came END AS label_at FROM (SELECT told.*,
+    (SELECT min(at) FROM labels WHERE prediction_id = told.prediction_id AND label = told.label AND at <= ?) AS came FROM
+    (SELECT p.prediction_id, p.at, p.model_version, p.role, p.inputs, p.score, p.decision,
+    (SELECT label FROM labels WHERE prediction_id = p.prediction_id AND at <= ? ORDER BY at DESC LIMIT 1) AS label
+    FROM predictions AS p WHERE p.at <= ? AND p.role <> 'shadow') AS told) AS known) AS joined"""
 KINDS = {  # of labels since a moment, and how many of each
     "received": "SELECT count(*) FROM labels WHERE at > ?",
     "duplicate": "SELECT coalesce(sum(n - 1), 0) FROM (SELECT count(*) AS n FROM labels WHERE at > ? GROUP BY prediction_id, label) AS d",
@@ -84,13 +85,14 @@ def logged_value(column: str) -> str:
 def count_labels(log: str, now: datetime, since: datetime, delay_days: float) -> dict[str, int]:
     """How many labels since a moment are of each of KINDS, and how many of them came late, before their prediction, or from the future."""
     counted: dict[str, int] = {kind: int(ask_log(log, query, (iso(since),))[0][0]) for kind, query in KINDS.items()}
-    came = ask_log(log, "SELECT l.at, p.at FROM labels AS l JOIN predictions AS p ON p.prediction_id = l.prediction_id WHERE l.at > ?", (iso(since),))
+    both = "SELECT l.at, p.at FROM labels AS l JOIN predictions AS p ON p.prediction_id = l.prediction_id WHERE l.at > ? AND p.role <> 'shadow'"
+    came = ask_log(log, both, (iso(since),))
     took = [(datetime.fromisoformat(label), datetime.fromisoformat(label) - datetime.fromisoformat(asked)) for label, asked in came]
     late, past = sum(t > timedelta(days=delay_days) for at, t in took if at <= now), sum(t < timedelta(0) for _, t in took)
     return counted | {"late": late, "before_prediction": past, "in_future": sum(at > now for at, _ in took)}
 
 
-def add_labels(source: Path, log: str, scratch: Path) -> dict[str, int]:
+def add_labels(source: Path, framing: Framing, log: str, scratch: Path) -> dict[str, int]:
     """Take labels from a table with the columns prediction_id, label and perhaps at (UTC); the same file twice adds nothing.
 
     Returns the labels added, those that were there before, and those whose prediction is not in the log (kept all the same).
@@ -100,6 +102,7 @@ def add_labels(source: Path, log: str, scratch: Path) -> dict[str, int]:
     """
     scratch.mkdir(parents=True, exist_ok=True)
     with closing(duckdb.connect()) as connection:
+        connection.execute("SET TimeZone = 'UTC'")
         table = open_table(connection, source, scratch)
         missing = [c for c in ("prediction_id", "label") if c not in table.names]
         if missing:
@@ -108,14 +111,15 @@ def add_labels(source: Path, log: str, scratch: Path) -> dict[str, int]:
         when = f"TRY_CAST({columns[2]} AS TIMESTAMP)"
         rows = connection.execute(f"SELECT {columns[0]}::VARCHAR, {columns[1]}, {when} FROM {table.relation}").fetchall()
     now = datetime.now(UTC).replace(tzinfo=None)
-    labels = [(key, iso(at or now), label) for key, value, at in rows if key and (label := as_text(value))]
+    labels = [(key, iso(at or now), label) for key, value, at in rows if key and (label := label_text(framing, value))]
     asked = {row[0] for row in ask_log(log, "SELECT prediction_id FROM predictions")}
-    there = {(key, label) for key, label in ask_log(log, "SELECT prediction_id, label FROM labels")}
-    new = list({(key, label): (key, at, label) for key, at, label in labels if (key, label) not in there}.values())
+    there = ask_log(log, "SELECT prediction_id, at, label FROM labels ORDER BY at")
+    exact, newest = set(there), {key: label for key, _, label in there}  # a correction may be taken back by another one
+    new = list(dict.fromkeys(one for one in labels if one not in exact and newest.get(one[0]) != one[2]))
     failed: list[int] = []
     writer = PredictionLog(log, 3600, len(new), failed.append)
     writer.add_labels(new)
-    writer.close()
+    writer.close(None)
     if failed:
         raise StepFailed(f"labels: the prediction log cannot be written; {sum(failed):,} of {len(new):,} labels were not added, run it again")
     unknown = sum(key not in asked for key, _, _ in labels)
