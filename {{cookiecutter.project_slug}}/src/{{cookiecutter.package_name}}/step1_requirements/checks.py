@@ -1,9 +1,8 @@
 """A check holds a requirement against a measured value; a step's verdict is the list of its checks."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Literal
 
 from ..params import REPORTS
@@ -68,9 +67,12 @@ def not_measured(requirement: str, check: str, reason: str) -> Check:
     return Check(requirement, check, "–", "–", "not measured", reason)
 
 
-def save_verdict(step: str, checks: Sequence[Check], folder: Path) -> None:
-    """Write the step's checks as JSON into its report folder."""
-    write_text(folder / VERDICT, json.dumps({"step": step, "checks": [asdict(c) for c in checks]}, indent=2, ensure_ascii=False))
+def save_report(step: str, checks: Sequence[Check], html: str, others: Mapping[str, str] | None = None) -> None:
+    """Write the step's report: its page, its checks as JSON, and other files by name; whole or not at all."""
+    verdict = json.dumps({"step": step, "checks": [asdict(c) for c in checks]}, indent=2, ensure_ascii=False)
+    with whole_folder(REPORTS / STEPS[step]) as folder:
+        for name, text in {"index.html": html, **(others or {}), VERDICT: verdict}.items():
+            write_text(folder / name, text)
 
 
 def load_verdict(step: str) -> list[Check] | None:
@@ -88,20 +90,19 @@ def require_passed(step: str) -> None:
     checks = load_verdict(step)
     if checks is None:
         raise StepFailed(f"{step} has not passed: {REPORTS / STEPS[step] / VERDICT} is not here; run `{step}` first")
-    raise_if_failed(step, checks, REPORTS / STEPS[step] / "index.html")
+    raise_if_failed(step, checks)
 
 
-def raise_if_failed(step: str, checks: Iterable[Check], report: Path) -> None:
+def raise_if_failed(step: str, checks: Sequence[Check]) -> None:
     """Stop the pipeline when a check failed, naming the requirement, the value and the mend.
 
     Raises:
         StepFailed: with one line per failed check.
     """
-    checks = list(checks)
     failed = [c for c in checks if c.outcome == "fail"]
     if failed:
         lines = [f"{c.requirement}: {c.check}: {c.measured}, must be {c.limit}. {c.reason}".rstrip() for c in failed]
-        head = f"{step}: {len(failed)} check{'s' * (len(failed) > 1)} failed, nothing goes further; see {report}"
+        head = f"{step}: {len(failed)} check{'s' * (len(failed) > 1)} failed, nothing goes further; see {REPORTS / STEPS[step] / 'index.html'}"
         raise StepFailed("\n".join([head, *lines]), checks)
 
 
@@ -109,9 +110,7 @@ def close_gate(step: str, error: StepFailed) -> None:
     """When a step stopped before it wrote its report, leave one that says so: nothing may go on from the verdict of an earlier run."""
     checks = error.checks or [check_that(step, "whether it ran to its end", False, "stopped", "done", str(error))]
     if load_verdict(step) != checks:
-        with whole_folder(REPORTS / STEPS[step]) as folder:
-            write_text(folder / "index.html", page(f"Step {STEPS[step][0]}: {step}", "It stopped; nothing goes further.", checks_section(checks)))
-            save_verdict(step, checks, folder)
+        save_report(step, checks, page(f"Step {STEPS[step][0]}: {step}", "It stopped; nothing goes further.", checks_section(checks)))
 
 
 def checks_section(checks: Sequence[Check], heading: str = "Checks") -> str:

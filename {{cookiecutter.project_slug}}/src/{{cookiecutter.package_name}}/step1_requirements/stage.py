@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 
 from ..params import REPORTS, Params, Requirements, Target
-from .checks import STEPS, Check, check_that, checks_section, load_verdict, not_measured, save_verdict
-from .page import Link, markdown_table, page, paragraph, plain, section, table, whole_folder, write_text
+from .checks import STEPS, Check, check_that, checks_section, load_verdict, not_measured, save_report
+from .page import Link, markdown_table, page, paragraph, plain, section, table, write_text
 
 INDEX = REPORTS / "index.html"
 COLOURS = {"pass": "green", "fail": "bold red", "not run": "dim"}
@@ -22,9 +22,7 @@ WATCHED = {
 def run(params: Params) -> None:
     """Write reports/1-requirements. Contradictions were refused when params.yaml was read."""
     checks = [check_that("requirements", "typed, complete and free of contradictions", True, "consistent", "consistent")]
-    with whole_folder(REPORTS / STEPS["requirements"]) as folder:
-        write_text(folder / "index.html", requirements_document(params.requirements))
-        save_verdict("requirements", checks, folder)
+    save_report("requirements", checks, requirements_document(params.requirements))
 
 
 def requirements_document(r: Requirements) -> str:

@@ -4,9 +4,9 @@ import json
 from dataclasses import dataclass
 from typing import Literal
 
-from ..params import REPORTS, Framing, Params, Questions
-from ..step1_requirements.checks import STEPS, check_that, raise_if_failed, save_verdict
-from ..step1_requirements.page import page, paragraph, plain, section, table, whole_folder, write_text
+from ..params import Framing, Params, Questions
+from ..step1_requirements.checks import check_that, raise_if_failed, save_report
+from ..step1_requirements.page import page, paragraph, plain, section, table
 from .contract import OUTPUT, as_text, json_schema
 
 
@@ -28,12 +28,9 @@ def run(params: Params) -> None:
     decision = decide(framing.questions)
     mend = "Write the rules instead, or correct framing.questions in params.yaml."
     checks = [check_that("ml_or_rules", f"the five questions: {decision.reasons[0]}", decision.build == "ml", decision.build, "ml", mend)]
-    target = REPORTS / STEPS["framing"]
-    with whole_folder(target) as folder:
-        write_text(folder / "input_schema.json", json.dumps(json_schema(framing), indent=2, ensure_ascii=False))
-        write_text(folder / "index.html", framing_page(framing, decision))
-        save_verdict("framing", checks, folder)
-    raise_if_failed("framing", checks, target / "index.html")
+    schema = json.dumps(json_schema(framing), indent=2, ensure_ascii=False)
+    save_report("framing", checks, framing_page(framing, decision), {"input_schema.json": schema})
+    raise_if_failed("framing", checks)
 
 
 def decide(questions: Questions) -> Decision:

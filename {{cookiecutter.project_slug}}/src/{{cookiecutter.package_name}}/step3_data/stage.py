@@ -6,9 +6,9 @@ from pathlib import Path
 
 import duckdb
 
-from ..params import PREPARED, REPORTS, SCRATCH, Framing, Input, Params
-from ..step1_requirements.checks import STEPS, Check, StepFailed, checks_section, raise_if_failed, save_verdict
-from ..step1_requirements.page import page, whole_folder, write_text
+from ..params import PREPARED, SCRATCH, Framing, Input, Params
+from ..step1_requirements.checks import StepFailed, checks_section, raise_if_failed, save_report
+from ..step1_requirements.page import page, whole_folder
 from ..step2_framing.contract import inputs_of
 from .features import QUERY, build, check_point_in_time
 from .report import data_page
@@ -25,13 +25,14 @@ def run(params: Params) -> None:
     Raises:
         StepFailed: when a row breaks the contract, a feature reads ahead or a column gives the target away.
     """
-    framing, data, target = params.framing, params.data, REPORTS / STEPS["data"]
+    framing, data = params.framing, params.data
     connection, inside = connect(data.memory_gb, SCRATCH), in_sql(framing)
     open_events(connection, data, framing)
     log.info("data: validating %s", data.raw)
     checks = check_rows([raw := Path(data.raw)], raw, _raw_fields(framing), data.rows_listed, "raw values")
     if any(c.outcome == "fail" for c in checks):
-        _close(checks, target, page("Step 3: data", "The raw rows break the contract; nothing was prepared.", checks_section(checks)))
+        save_report("data", checks, page("Step 3: data", "The raw rows break the contract; nothing was prepared.", checks_section(checks)))
+        raise_if_failed("data", checks)
     query = QUERY.read_text(encoding="utf-8")
     log.info("data: computing history as of each event, then again with the future hidden")
     build(connection, inside, query)
@@ -47,7 +48,8 @@ def run(params: Params) -> None:
         checks.append(check_alone({n: s for n, s in alone.items() if n != framing.time}, data.leak_limit))  # when it happens is known when it happens
         union = " UNION ALL ".join(f"SELECT *, {text(part)} AS part FROM {part}" for part in PARTS)
         connection.execute(f"CREATE OR REPLACE VIEW prepared AS {union}")
-        _close(checks, target, data_page(connection, framing, counts, checks, alone))
+        save_report("data", checks, data_page(connection, framing, counts, checks, alone))
+        raise_if_failed("data", checks)
 
 
 def _raw_fields(framing: Framing) -> list[Input]:
@@ -56,14 +58,6 @@ def _raw_fields(framing: Framing) -> list[Input]:
     if framing.time and framing.time not in [f.name for f in fields]:
         fields.append(Input.model_validate({"name": framing.time, "kind": "date"}))
     return fields
-
-
-def _close(checks: list[Check], target: Path, html: str) -> None:
-    """Leave the report and the verdict, and stop on a failed check."""
-    with whole_folder(target) as report:
-        write_text(report / "index.html", html)
-        save_verdict("data", checks, report)
-    raise_if_failed("data", checks, target / "index.html")
 
 
 def _write_parts(connection: duckdb.DuckDBPyConnection, framing: Framing, folder: Path) -> None:

@@ -8,8 +8,8 @@ import numpy as np
 from sklearn.inspection import permutation_importance
 from sklearn.tree import export_text
 
-from ..params import CANDIDATE, PREPARED, REPORTS, Framing, Params
-from ..step1_requirements.checks import STEPS, check_that, save_verdict
+from ..params import CANDIDATE, PREPARED, Framing, Params
+from ..step1_requirements.checks import check_that, save_report
 from ..step1_requirements.page import BLUE, axes, figure, page, paragraph, preformatted, section, table, whole_folder, write_text
 from ..step3_data.encode import number_names, string_inputs
 from .tracking import BACKEND, CHALLENGER, Run, open_tracker
@@ -41,9 +41,7 @@ def run(params: Params) -> None:
         tracker.set_alias(CHALLENGER, version)
         write_text(folder / "version.json", json.dumps({"version": version, "run": run_id, **versions}, indent=2))
     checks = [check_that("model", f"trained, tracked in {BACKEND} and registered", True, f"version {version}", "a registered version")]
-    with whole_folder(REPORTS / STEPS["model"]) as folder:
-        write_text(folder / "index.html", _page(framing, trained, validation, scores, settings, version, run_id, versions))
-        save_verdict("model", checks, folder)
+    save_report("model", checks, _page(framing, trained, validation, scores, settings, version, run_id, versions))
 
 
 def _page(framing: Framing, trained: Trained, part: Part, scores: dict[str, float], settings: dict[str, Any],

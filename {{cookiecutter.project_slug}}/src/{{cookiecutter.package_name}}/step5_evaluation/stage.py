@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from ..params import CANDIDATE, HIGHER_IS_BETTER, METRICS, METRICS_OF, PREPARED, REPORTS, SCRATCH, Framing, Params
-from ..step1_requirements.checks import STEPS, Check, raise_if_failed, save_verdict
-from ..step1_requirements.page import whole_folder, write_text
+from ..params import CANDIDATE, HIGHER_IS_BETTER, METRICS, METRICS_OF, PREPARED, SCRATCH, Framing, Params
+from ..step1_requirements.checks import Check, raise_if_failed, save_report
+from ..step1_requirements.page import write_text
 from ..step3_data.encode import columns_of, columns_read, encode
 from ..step3_data.source import connect
 from ..step3_data.split import check_split
@@ -49,14 +49,11 @@ def run(params: Params) -> None:
     again = check_split(connection, framing, params.data.split, PREPARED)
     checks = [replace(c, check=f"{c.check}, before testing") for c in again] + gate(params.requirements, framing, evaluation, measured)
     plan = design(evaluation.experiment, params.requirements.scale.requests_per_day_now)
-    target = REPORTS / STEPS["evaluation"]
-    with whole_folder(target) as folder:
-        write_text(folder / "index.html", evaluation_page(params, measured, checks, answers, trained.classes, plan))
-        write_text(folder / "model_card.md", model_card(params, measured, checks, version))
-        write_text(folder / "evaluation.json", json.dumps(_result(framing, measured, trained, version, checks), indent=2, ensure_ascii=False))
-        save_verdict("evaluation", checks, folder)
+    result = json.dumps(_result(framing, measured, trained, version, checks), indent=2, ensure_ascii=False)
+    others = {"model_card.md": model_card(params, measured, checks, version), "evaluation.json": result}
+    save_report("evaluation", checks, evaluation_page(params, measured, checks, answers, trained.classes, plan), others)
     write_text(METRICS, json.dumps({name: e.value for name, e in measured.metrics.items()}, indent=2))
-    raise_if_failed("evaluation", checks, target / "index.html")
+    raise_if_failed("evaluation", checks)
 
 
 def _measure(params: Params, trained: Trained, test: Part, answers: Answers, threshold: float | None, version: str) -> Measured:

@@ -21,8 +21,8 @@ from skl2onnx.common.data_types import FloatTensorType, StringTensorType
 from sklearn.pipeline import Pipeline
 
 from ..params import BUNDLE, CANDIDATE, FORMER, ONLINE, PREPARED, REFERENCE, REPORTS, SCRATCH, Framing, Params, Parity
-from ..step1_requirements.checks import STEPS, Check, StepFailed, check_bound, check_that, checks_section, raise_if_failed, save_verdict
-from ..step1_requirements.page import page, paragraph, section, whole_folder, write_text
+from ..step1_requirements.checks import STEPS, Check, StepFailed, check_bound, check_that, checks_section, raise_if_failed, save_report
+from ..step1_requirements.page import page, paragraph, section, whole_folder
 from ..step2_framing.contract import as_text, inputs_of
 from ..step3_data.encode import number_names, string_inputs
 from ..step3_data.features import refresh_online
@@ -44,7 +44,7 @@ def run(params: Params) -> None:
     Raises:
         StepFailed: when the export differs or the service misses a requirement; the old bundle stays.
     """
-    framing, target = params.framing, REPORTS / STEPS["deployment"]
+    framing = params.framing
     evaluation = json.loads((REPORTS / STEPS["evaluation"] / RESULT).read_text(encoding="utf-8"))
     candidate = json.loads((CANDIDATE / "version.json").read_text(encoding="utf-8"))
     if candidate != evaluation["version"]:
@@ -56,15 +56,13 @@ def run(params: Params) -> None:
     entities = refresh_online(params, path=online)
     with whole_folder(BUNDLE) as folder:
         checks = _build(params, trained, test, evaluation, folder)
-        raise_if_failed("deployment", checks, target / "index.html")
+        raise_if_failed("deployment", checks)
         log.info("deployment: load test of the bundle, about %.0f s", 2 * params.deployment.load_test.seconds + 1)
         loads, fastest = _load(params, folder, online, checks)
         checks += _judge(params, loads, fastest)
-        with whole_folder(target) as report:
-            write_text(report / "index.html", _page(params, checks, loads, fastest, entities))
-            write_text(report / "load.json", json.dumps(figures(params, loads, fastest), indent=2))
-            save_verdict("deployment", checks, report)
-        raise_if_failed("deployment", checks, target / "index.html")
+        load = json.dumps(figures(params, loads, fastest), indent=2)
+        save_report("deployment", checks, _page(params, checks, loads, fastest, entities), {"load.json": load})
+        raise_if_failed("deployment", checks)
         _keep_former(evaluation["version"]["version"])
         open_tracker().set_alias(CHAMPION, evaluation["version"]["version"])  # before the swap: a server that is away stops it
     if online.exists():

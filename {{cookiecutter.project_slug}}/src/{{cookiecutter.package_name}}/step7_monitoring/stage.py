@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from ..params import BUNDLE, DASHBOARD, ONLINE, PREPARED, REFERENCE, REPORTS, RULES, Params
-from ..step1_requirements.checks import STEPS, Check, check_bound, checks_section, raise_if_failed, save_verdict
+from ..params import BUNDLE, DASHBOARD, ONLINE, PREPARED, REFERENCE, RULES, Params
+from ..step1_requirements.checks import Check, check_bound, checks_section, raise_if_failed, save_report
 from ..step1_requirements.page import page, paragraph, section, table, whole_folder, write_text
 from ..step3_data.encode import columns_of, columns_read
 from ..step6_deployment.predictor import Predictor
@@ -24,26 +24,23 @@ def run(params: Params) -> None:
     Raises:
         StepFailed: when the drift check would call the reference itself drifted.
     """
-    package, target = __package__.partition(".")[0], REPORTS / STEPS["monitoring"]
     reference = write_reference(params)
-    rules = alert_rules(params.requirements, params.monitoring, package)
+    rules = alert_rules(params.requirements, params.monitoring, __package__.partition(".")[0])
     board = dashboard(params.requirements, params.monitoring)
     write_text(RULES, yaml.safe_dump(rules, sort_keys=False, allow_unicode=True, width=200))
     write_text(DASHBOARD, json.dumps(board, indent=2, ensure_ascii=False))
     checks = [_quiet_on_itself(params, reference)]
-    with whole_folder(target) as folder:
-        every = [rule for group in rules["groups"] for rule in group["rules"]]
-        rows = [(r["alert"], r["for"], r["labels"]["severity"], r["annotations"]["summary"], r["expr"]) for r in every]
-        panels = sum(p["type"] != "row" for p in board["panels"])
-        parts = [
-            checks_section(checks),
-            section("Alerts", table(("alert", "for", "severity", "what it means", "expression"), rows)),
-            section("Reference", paragraph(f"{REFERENCE}: {reference.num_rows:,} rows of the test part; `monitor` compares predictions with them.")),
-        ]  # fmt: skip
-        lead = f"{len(rows)} alerts and a dashboard of {panels} panels follow the requirements."
-        write_text(folder / "index.html", page("Step 7: monitoring", lead, *parts))
-        save_verdict("monitoring", checks, folder)
-    raise_if_failed("monitoring", checks, target / "index.html")
+    every = [rule for group in rules["groups"] for rule in group["rules"]]
+    rows = [(r["alert"], r["for"], r["labels"]["severity"], r["annotations"]["summary"], r["expr"]) for r in every]
+    panels = sum(p["type"] != "row" for p in board["panels"])
+    parts = [
+        checks_section(checks),
+        section("Alerts", table(("alert", "for", "severity", "what it means", "expression"), rows)),
+        section("Reference", paragraph(f"{REFERENCE}: {reference.num_rows:,} rows of the test part; `monitor` compares predictions with them.")),
+    ]
+    lead = f"{len(rows)} alerts and a dashboard of {panels} panels follow the requirements."
+    save_report("monitoring", checks, page("Step 7: monitoring", lead, *parts))
+    raise_if_failed("monitoring", checks)
 
 
 def write_reference(params: Params) -> pa.Table:
