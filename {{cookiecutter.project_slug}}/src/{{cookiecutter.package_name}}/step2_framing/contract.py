@@ -1,15 +1,19 @@
-"""The problem contract as a JSON Schema, and a value's canonical form.
+"""The problem contract as a type and as a JSON Schema, and a value's canonical form.
 
 Validation, the API's request model, the drift monitor and the documents all derive from
 `framing.inputs` of params.yaml; this module is what they share.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from datetime import datetime
+from typing import Annotated, Any, NotRequired
+
+from pydantic import ConfigDict, Field, TypeAdapter
+from typing_extensions import TypedDict
 
 from ..params import Framing, Input
 
-JSON_TYPES = {"number": "number", "boolean": "boolean", "text": "string", "date": "string"}
+STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 OUTPUT = {
     "binary": "score: probability of the positive label, 0 to 1",
     "multiclass": "score: probability of the most likely label; scores: one per label",
@@ -59,38 +63,47 @@ def _plain(text: str | None) -> str | None:
     return {"true": "1", "false": "0"}.get(lower, lower)
 
 
+def record_type(framing: Framing, example: dict[str, Any] | None = None) -> Any:
+    """One record as a TypedDict: request inputs required (null where they may be missing), history and time not.
+
+    A TypedDict and not a model, because it takes any field name: spaces, dots, keywords.
+    """
+    fields: dict[str, Any] = {}
+    if framing.entity:
+        fields[framing.entity] = NotRequired[Annotated[str | int | None, Field(description="entity whose history is looked up")]]
+    if framing.time:
+        fields[framing.time] = NotRequired[Annotated[datetime | None, Field(description="event time; now when left out")]]
+    for field in framing.inputs:
+        kind = _type(field)
+        kind = kind | None if field.nullable or field.origin == "history" else kind
+        looked_up = "looked up by entity when left out" if field.origin == "history" else ""
+        note = ", ".join(filter(None, (field.describes, field.unit, looked_up)))
+        seen = list(field.values) if field.values else None
+        kind = Annotated[kind, Field(description=note or None, examples=seen)] if note or seen else kind
+        fields[field.name] = NotRequired[kind] if field.origin == "history" or field.name == framing.time else kind
+    extra: dict[str, Any] = {"json_schema_extra": {"example": example}} if example else {}
+    return typed_dict("Record", fields, {**STRICT, **extra})
+
+
+def typed_dict(name: str, fields: dict[str, Any], config: Any) -> Any:
+    """A TypedDict whose fields are known only here."""
+    make: Any = TypedDict  # a type checker wants the fields written out
+    made = make(name, fields)
+    made.__pydantic_config__ = config
+    return made
+
+
 def json_schema(framing: Framing) -> dict[str, Any]:
-    """JSON Schema (draft 2020-12) of one record that asks for a prediction."""
-    keys = {
-        framing.entity: {"type": ["string", "integer", "null"], "description": "entity whose history is looked up"},
-        framing.time: {"type": ["string", "null"], "format": "date-time", "description": "event time; now when left out"},
-    }
-    properties: dict[str, Any] = {str(k): v for k, v in keys.items() if k}
-    properties |= {i.name: _property(i) for i in framing.inputs}
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": f"What predicts {framing.target}",
-        "type": "object",
-        "properties": properties,
-        "required": [i.name for i in inputs_of(framing, "request") if i.name != framing.time],
-        "additionalProperties": False,
-    }
+    """JSON Schema (draft 2020-12) of one record that asks for a prediction: what the API takes, with the range of each number."""
+    schema = TypeAdapter(record_type(framing)).json_schema()
+    for field in framing.inputs:
+        bounds = {"minimum": field.min, "maximum": field.max}
+        schema["properties"][field.name] |= {key: bound for key, bound in bounds.items() if bound is not None}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": f"What predicts {framing.target}"}
 
 
-def _property(field: Input) -> dict[str, Any]:
-    names = sorted({_json_type(v) for v in field.values or ("",)}) if field.kind == "category" else [JSON_TYPES[field.kind]]
-    names += ["null"] * (field.nullable or field.origin == "history")
-    notes = (field.describes, field.unit, "looked up by entity when left out" * (field.origin == "history"))
-    schema = {
-        "type": names if len(names) > 1 else names[0],
-        "format": "date-time" if field.kind == "date" else None,
-        "minimum": field.min,
-        "maximum": field.max,
-        "examples": list(field.values[:3]) if field.values else None,
-        "description": ", ".join(filter(None, notes)) or None,
-    }
-    return {key: value for key, value in schema.items() if value is not None}
-
-
-def _json_type(value: Any) -> str:
-    return {bool: "boolean", int: "integer", float: "number"}.get(type(value), "string")
+def _type(field: Input) -> Any:
+    if field.kind == "category":
+        kinds = {type(v) for v in field.values or ("",)}
+        return bool if kinds == {bool} else int if kinds == {int} else float if kinds <= {int, float} else str
+    return {"number": float, "boolean": bool, "text": str, "date": datetime}[field.kind]
