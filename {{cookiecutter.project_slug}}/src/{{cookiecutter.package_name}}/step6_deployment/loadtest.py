@@ -19,6 +19,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from time import monotonic, perf_counter, sleep
 from typing import Any
@@ -67,35 +68,23 @@ async def _drive(port: int, body: bytes, connections: int, due: list[float] | No
     request = f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
     start, failed = perf_counter() + 0.02, [0]
     latencies: list[float] = []
-    todo = iter(due) if due is not None else None
-    end = start + seconds
+    moments = (start + offset for offset in due) if due is not None else islice(_now_until(start + seconds), MOST_REQUESTS)
 
     async def worker() -> None:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        with contextlib.closing(writer):
-            while True:
-                if todo is not None:
-                    offset = next(todo, None)
-                    if offset is None:
-                        break
-                    at = start + offset
-                    await asyncio.sleep(max(0.0, at - perf_counter()))
-                else:
-                    at = perf_counter()
-                    if at >= end or len(latencies) >= MOST_REQUESTS:
-                        break
-                writer.write(request)
-                ok = await _answered(reader)
-                latencies.append((perf_counter() - at) * 1000)
-                failed[0] += not ok
-
-    async def counted() -> None:
         try:
-            await worker()
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            with contextlib.closing(writer):
+                for at in moments:
+                    if (early := at - perf_counter()) > 0:
+                        await asyncio.sleep(early)
+                    writer.write(request)
+                    ok = await _answered(reader)
+                    latencies.append((perf_counter() - at) * 1000)
+                    failed[0] += not ok
         except (OSError, EOFError):  # the service closed the connection, or died
             failed[0] += 1
 
-    work, before = asyncio.gather(*(counted() for _ in range(connections))), -1
+    work, before = asyncio.gather(*(worker() for _ in range(connections))), -1
     while not work.done():
         if len(latencies) == before:
             work.cancel()
@@ -107,9 +96,16 @@ async def _drive(port: int, body: bytes, connections: int, due: list[float] | No
     work.result()
     if not latencies:
         raise ConnectionError("no answer at all")
-    failed[0] += sum(1 for _ in todo or ())  # never sent
+    if due is not None:
+        failed[0] += sum(1 for _ in moments)  # never sent
     took = max(perf_counter() - start, 1e-9)
     return Load(len(due) / seconds if due else len(latencies) / took, len(latencies) / took, tuple(latencies), failed[0])
+
+
+def _now_until(end: float) -> Iterator[float]:
+    """The moment at which the next one is asked for, until the end."""
+    while (now := perf_counter()) < end:
+        yield now
 
 
 async def _answered(reader: asyncio.StreamReader) -> bool:
