@@ -2,9 +2,10 @@
 
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, count
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -25,13 +26,13 @@ def write_sample(sample: Sample, path: Path) -> int:
     return write_tables(simulate(sample), path)
 
 
-def write_tables(tables: Iterable[pa.Table], path: Path) -> int:
-    """Write tables of one schema to a Parquet file, whole or not at all; returns the rows written."""
+def write_tables(tables: Iterable[pa.Table], path: Path, open_writer: Callable[..., Any] = pq.ParquetWriter) -> int:
+    """Write tables of one schema to a file of Parquet, or of another writer, whole or not at all; returns the rows written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial, rows, writer = path.with_name(path.name + ".partial"), 0, None
     try:
         for table in tables:
-            writer = writer or pq.ParquetWriter(partial, table.schema)
+            writer = writer or open_writer(partial, table.schema)
             writer.write_table(table)
             rows += table.num_rows
             if rows // PROGRESS_ROWS > (rows - table.num_rows) // PROGRESS_ROWS:

@@ -5,18 +5,18 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv as pc_csv
 import pyarrow.parquet as pq
+from pyarrow.csv import CSVWriter
 
 from ..step1_requirements.checks import StepFailed
 from ..step1_requirements.page import write_text
 from ..step3_data.encode import columns_of
+from ..step3_data.source import write_tables
 from ..step3_data.table import read_as_contract
 from .predictor import Predictor
 
@@ -39,8 +39,7 @@ def score_file(predictor: Predictor, source: Path, target: Path) -> int:
     try:
         _resume(parts, [str(source.absolute()), source.stat().st_size, source.stat().st_mtime_ns, predictor.stamp, BATCH])
         rows, scored = _score_parts(predictor, source, parts)
-        if rows:
-            _join(scored, parts / f"joined{target.suffix}", target)
+        write_tables(map(_read, scored), target, CSVWriter if target.suffix == ".csv" else pq.ParquetWriter)
         shutil.rmtree(parts)
     except (pa.ArrowException, OSError) as error:
         raise StepFailed(f"score: {source}: {error}") from None
@@ -78,18 +77,9 @@ def _score_parts(predictor: Predictor, source: Path, parts: Path) -> tuple[int, 
     return rows, found
 
 
-def _join(parts: Sequence[Path], partial: Path, target: Path) -> None:
-    writer = None
-    try:
-        for part in parts:
-            with pa.OSFile(str(part)) as file:
-                table = pa.ipc.open_file(file).read_all()
-                writer = writer or (pc_csv.CSVWriter(partial, table.schema) if target.suffix == ".csv" else pq.ParquetWriter(partial, table.schema))
-                writer.write_table(table)
-    finally:
-        if writer:
-            writer.close()
-    os.replace(partial, target)
+def _read(part: Path) -> pa.Table:
+    with pa.OSFile(str(part)) as file:
+        return pa.ipc.open_file(file).read_all()
 
 
 def _score(predictor: Predictor, table: pa.Table, source: Path) -> pa.Table:
