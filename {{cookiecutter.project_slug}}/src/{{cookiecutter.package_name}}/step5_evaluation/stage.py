@@ -8,20 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from ..params import CANDIDATE, HIGHER_IS_BETTER, METRICS, METRICS_OF, PREPARED, SCRATCH, Framing, Params
 from ..step1_requirements.checks import Check, raise_if_failed, save_report
 from ..step1_requirements.page import write_text
-from ..step3_data.encode import columns_of, columns_read, encode
 from ..step3_data.source import connect
 from ..step3_data.split import check_split
-from ..step4_model.pipeline import frame_of, predict
+from ..step4_model.pipeline import predict
 from ..step4_model.tracking import CHAMPION, Tracker, open_tracker
 from ..step4_model.train import Part, Trained, read, read_part
 from .experiment import design
 from .gate import Champion, Measured, gate
-from .metrics import Answers, Array, Estimate, answers_of, bootstrap, choose_threshold, interval, lead, measure, resample
+from .metrics import Answers, Estimate, answers_of, bootstrap, choose_threshold, interval, lead, measure, resample
 from .report import evaluation_page, model_card
 from .slices import measure_slices
 
@@ -78,7 +76,7 @@ def _measure(params: Params, trained: Trained, test: Part, answers: Answers, thr
     former = tracker.version_of(CHAMPION)
     champion = Champion(former, itself=former == version)
     if former not in (None, version):
-        theirs = _answers_of_champion(framing, tracker, str(former), answers.labels, trained.classes, threshold)
+        theirs = _answers_of_champion(tracker, str(former), framing, test, trained.classes, threshold)
         if isinstance(theirs, str):
             champion = Champion(former, why_not=f"champion {former} {theirs}")
         else:
@@ -100,9 +98,7 @@ def _result(framing: Framing, measured: Measured, trained: Trained, version: dic
     }
 
 
-def _answers_of_champion(
-    framing: Framing, tracker: Tracker, version: str, labels: Array, classes: list[str], threshold: float | None
-) -> Answers | str:
+def _answers_of_champion(tracker: Tracker, version: str, framing: Framing, test: Part, classes: list[str], threshold: float | None) -> Answers | str:
     """What the registry's champion says about the same test rows; a text where it cannot be compared, and why."""
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -111,11 +107,10 @@ def _answers_of_champion(
             trained = read(files / "model.joblib")
         except Exception as error:  # an old champion may fail to load in any way
             return f"cannot be loaded here ({error})"
-    table = pq.read_table(PREPARED / "test.parquet")
-    unlike = [i.name for i in theirs.inputs if i.name not in table.column_names]
+    unlike = [i.name for i in theirs.inputs if i.name not in test.rows.columns]
     if unlike or (theirs.task, theirs.target) != (framing.task, framing.target):
         return f"was made for another contract ({', '.join(unlike) or theirs.target})"
     if trained.classes != classes:
         return f"knows other labels ({', '.join(trained.classes)})"
-    frame = frame_of(encode(theirs, columns_of(table, columns_read(theirs))))
-    return answers_of(framing.task, labels, predict(framing, trained.model, frame), threshold)
+    frame = read_part(theirs, PREPARED / "test.parquet", classes).frame
+    return answers_of(framing.task, test.labels, predict(framing, trained.model, frame), threshold)
