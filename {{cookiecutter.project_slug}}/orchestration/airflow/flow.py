@@ -34,6 +34,7 @@ with DAG(
     schedule="@daily",
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
     catchup=False,
+    is_paused_upon_creation=False,  # Airflow pauses what is new unless it is told otherwise
     max_active_runs=1,  # two runs would write the same files
     default_args={"retries": 2, "retry_delay": timedelta(seconds=RETRY_SECONDS)},
 ) as dag:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import yaml
 from dagster import (
+    DefaultScheduleStatus,
     Definitions,
     DependencyDefinition,
     GraphDefinition,
@@ -59,5 +60,5 @@ seven_steps = GraphDefinition(
     },
 ).to_job()
 
-daily = ScheduleDefinition(job=seven_steps, cron_schedule="0 3 * * *")
+daily = ScheduleDefinition(job=seven_steps, cron_schedule="0 3 * * *", default_status=DefaultScheduleStatus.RUNNING)
 defs = Definitions(jobs=[seven_steps], schedules=[daily])

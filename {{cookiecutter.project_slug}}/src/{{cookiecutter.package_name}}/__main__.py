@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+import yaml
 
 from .params import BUNDLE, ENV_PREFIX, ONLINE, PATH, REPORTS, SCRATCH, Params, ParamsError, load, overrides
 from .step1_requirements.checks import STEPS, StepFailed, close_gate, load_verdict, require_passed
@@ -303,10 +304,22 @@ class _Project:
 
 
 def _fetch_raw(params: Params) -> None:
-    """Raw data that is not here, from the DVC remote or else from the simulator."""
+    """Raw data that is not here, from the DVC remote or else from the simulator, if that makes what DVC knows."""
     _pull_raw(params)
-    if not Path(params.data.raw).exists():
+    if not (raw := Path(params.data.raw)).exists():
+        known = raw.parent.with_suffix(".dvc")
+        before = known.read_bytes() if known.exists() else None
         _make_sample(params, None)
+        if before and _hash_in(before) != _hash_in(known.read_bytes()):
+            raw.unlink()
+            known.write_bytes(before)
+            mend = "give the remote and what it takes to read it, or make the simulator's own with `sample` and commit that file"
+            raise StepFailed(f"{known} names other data than the simulator makes, and `dvc pull` did not bring them: {mend}")
+
+
+def _hash_in(dvc_file: bytes) -> str:
+    """What DVC calls the data."""
+    return str(yaml.safe_load(dvc_file)["outs"][0]["md5"])
 
 
 def _pull_raw(params: Params) -> None:

@@ -27,6 +27,8 @@ def bounds(per_replica: float, now: float, required: float, most: int) -> tuple[
     Raises:
         ValueError: when the requirement needs more than `most` replicas.
     """
+    if not per_replica:
+        raise ValueError("reports/6-deployment/load.json says that a replica answers nothing within the latencies; mend that first")
     low = max(2, math.ceil(LOWEST * now / (per_replica * UTILIZATION)))
     needed = math.ceil(max(HIGHEST * now, required) / (per_replica * UTILIZATION))
     if needed > most:

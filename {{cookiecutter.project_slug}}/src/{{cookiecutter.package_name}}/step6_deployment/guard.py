@@ -107,17 +107,15 @@ async def read_body(headers: Mapping[bytes, bytes], receive: Receive, limits: Li
     """
     if headers.get(b"content-type", b"").partition(b";")[0].strip().lower() != JSON:
         raise Refused(415, "Send application/json")
-    most = limits.body_kb * 1024
-    message = await receive()
-    body = message.get("body", b"")
-    if message.get("more_body"):
-        try:
-            async with asyncio.timeout(limits.body_seconds):
-                while message.get("more_body") and len(body) <= most:
-                    message = await receive()
-                    body += message.get("body", b"")
-        except TimeoutError:
-            raise Refused(408, f"The body did not come within {limits.body_seconds:g} seconds", headers={"connection": "close"}) from None
+    most, body, more = limits.body_kb * 1024, b"", True
+    try:
+        async with asyncio.timeout(limits.body_seconds):  # from the first byte on: who sends none would keep a place for ever
+            while more and len(body) <= most:
+                message = await receive()
+                body += message.get("body", b"")
+                more = message.get("more_body", False)
+    except TimeoutError:
+        raise Refused(408, f"The body did not come within {limits.body_seconds:g} seconds", headers={"connection": "close"}) from None
     if len(body) > most:
         raise Refused(413, f"The body is larger than {limits.body_kb} KiB", headers={"connection": "close"})
     return bytes(body)

@@ -134,7 +134,8 @@ def running_service(bundle: Path, log_path: Path, online: Path = ONLINE, **own: 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
-    own = {f"{ENV_PREFIX}DEPLOYMENT__LOG__PATH": json.dumps(str(log_path)), f"{ENV_PREFIX}DEPLOYMENT__KEYS": "required", "API_KEYS": own_key()} | own
+    own = {f"{ENV_PREFIX}DEPLOYMENT__LOG__PATH": json.dumps(str(log_path)), f"{ENV_PREFIX}DEPLOYMENT__KEYS": "required",
+           f"{ENV_PREFIX}DEPLOYMENT__CANARY": "null", "API_KEYS": own_key()} | own  # fmt: skip
     command = [sys.executable, "-m", __package__.partition(".")[0], "serve", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--bundle", str(bundle), "--online", str(online)]
     errors = log_path.with_suffix(".stderr")

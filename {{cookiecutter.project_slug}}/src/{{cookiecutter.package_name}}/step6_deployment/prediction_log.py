@@ -56,7 +56,7 @@ class PredictionLog:
         """Open or create the log; `on_drop` hears of entries that found the queue full or could not be written at the end."""
         self.path, self.flush_seconds, self.most, self.on_drop = str(path), flush_seconds, most, on_drop
         self.waiting: deque[tuple[str, Sequence[Any]]] = deque()
-        self.stopping, self.failing = threading.Event(), False
+        self.stopping, self.failing, self.writing = threading.Event(), False, 0
         self.writer = threading.Thread(target=self._write_until_stopped, name="prediction-log", daemon=True)
         self.writer.start()
 
@@ -76,7 +76,7 @@ class PredictionLog:
             log.error("prediction log: %s is still being written after %g s; what was waiting may be lost", _shown(self.path), seconds)
 
     def _queue(self, entries: list[tuple[str, Sequence[Any]]]) -> None:
-        room = max(0, self.most - len(self.waiting))
+        room = max(0, self.most - len(self.waiting) - self.writing)  # what is being written may come back
         self.waiting.extend(entries[:room])
         if len(entries) > room:
             self.on_drop(len(entries) - room)
@@ -86,7 +86,8 @@ class PredictionLog:
         last = False
         while not last:
             last = self.stopping.wait(self.flush_seconds)
-            batch = [self.waiting.popleft() for _ in range(len(self.waiting))]
+            self.writing = len(self.waiting)
+            batch = [self.waiting.popleft() for _ in range(self.writing)]
             try:
                 connection = connection or open_log(self.path)
                 self._write(connection, batch)
@@ -101,6 +102,7 @@ class PredictionLog:
                 with suppress(Exception):
                     connection.close()
                 connection = None
+            self.writing = 0
         if connection:
             connection.close()
         if self.waiting:

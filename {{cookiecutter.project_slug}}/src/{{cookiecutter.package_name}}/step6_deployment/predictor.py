@@ -100,7 +100,7 @@ class OnlineTable:
         self.looked = monotonic()
         stamp = self.path.stat().st_mtime_ns if self.path.exists() else 0
         if stamp != self.stamp:
-            self.store = sqlite3.connect(f"{self.path.absolute().as_uri()}?immutable=1", uri=True, check_same_thread=False)
+            self.store = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro&immutable=1", uri=True, check_same_thread=False)
             self.stamp = stamp
 
     def features(self, entity: str | None) -> dict[str, Any]:

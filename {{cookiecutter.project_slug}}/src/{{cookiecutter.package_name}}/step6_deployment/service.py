@@ -7,6 +7,7 @@ request machinery would cost more than the model. FastAPI answers and describes 
 import asyncio
 import hashlib
 import logging
+import math
 import os
 import secrets
 import signal
@@ -172,6 +173,8 @@ class Service:
         self.version, self.entity = served.version, served.framing.entity
         self.personal = settings.log.personal if self.entity in constraints.personal_columns else "clear"
         self.log_key = os.environ.get("LOG_KEY", "").encode()[:64]
+        if self.personal == "hashed" and not self.log_key:
+            log.warning("serve: LOG_KEY is not set, so whoever can guess a %s can find it in the prediction log", self.entity)
         self.ids, self.prefix = count(), secrets.token_hex(8)
         self.waiting, self.draining, self.changed = 0, False, asyncio.Event()
         self.asked: list[Asked] = []
@@ -457,7 +460,9 @@ def run(service: Service, host: str, port: int, fd: int | None = None) -> None:
     SIGTERM: readiness goes off, every answer closes its connection, and after `drain_seconds` what is in flight
     is finished, new work refused and the log written. A second process on the same socket loses nothing.
     """
-    config = uvicorn.Config(service, host=host, port=port, access_log=False, log_level="warning", server_header=False, proxy_headers=False)
+    patience = math.ceil(service.settings.limits.body_seconds) + 1  # who does not take an answer holds up the end no longer
+    config = uvicorn.Config(service, host=host, port=port, access_log=False, log_level="warning", server_header=False, proxy_headers=False,
+                            timeout_graceful_shutdown=patience)  # fmt: skip
     Server(service, config).run(None if fd is None else [socket.socket(fileno=fd)])
 
 

@@ -5,6 +5,7 @@ import logging
 import platform
 import shutil
 from collections.abc import Sequence
+from contextlib import ExitStack
 from datetime import date, datetime
 from decimal import Decimal
 from importlib.metadata import version as version_of
@@ -63,8 +64,7 @@ def run(params: Params) -> None:
         load = json.dumps(figures(params, loads, fastest), indent=2)
         save_report("deployment", checks, _page(params, checks, loads, fastest, entities), {"load.json": load})
         raise_if_failed("deployment", checks)
-        _keep_former(evaluation["version"]["version"])
-        open_tracker().set_alias(CHAMPION, evaluation["version"]["version"])  # before the swap: a server that is away stops it
+        _crown(evaluation["version"]["version"])
     if online.exists():
         online.replace(ONLINE)
 
@@ -86,14 +86,19 @@ def check_parity(settings: Parity, expected: NDArray[Any], exported: NDArray[Any
     return check_bound("parity", check, difference, at_most=settings.max_difference, mend=mend)
 
 
-def _keep_former(version: str) -> None:
-    """Set aside the champion that is about to be replaced, with its reference: what `rollback` puts back."""
+def _crown(version: str) -> None:
+    """Make a version champion in the registry and set the one that it replaces aside, with its reference, for `rollback`.
+
+    Before the bundle is swapped: a registry that is away leaves everything as it was.
+    """
     served = BUNDLE / MANIFEST
-    if served.exists() and json.loads(served.read_text(encoding="utf-8"))["version"]["version"] != version:
-        with whole_folder(FORMER) as folder:
+    with ExitStack() as stack:
+        if served.exists() and json.loads(served.read_text(encoding="utf-8"))["version"]["version"] != version:
+            folder = stack.enter_context(whole_folder(FORMER))
             for part in (BUNDLE, REFERENCE.parent):
                 if part.exists():
                     shutil.copytree(part, folder / part.name)
+        open_tracker().set_alias(CHAMPION, version)
 
 
 def _build(params: Params, trained: Trained, test: Part, evaluation: dict[str, Any], folder: Path) -> list[Check]:
@@ -106,7 +111,8 @@ def _build(params: Params, trained: Trained, test: Part, evaluation: dict[str, A
         checks.append(check_parity(settings, said[-1], Scorer((folder / name).read_bytes()).score(rows), what))
     table = pq.read_table(PREPARED / "test.parquet")
     personal = {framing.entity} & set(params.requirements.constraints.personal_columns)
-    samples = [{k: v for k, v in _record(params, row).items() if k not in personal} for row in table.slice(0, SAMPLES).to_pylist()]
+    shown = table.slice(0, min(SAMPLES, settings.rows)).to_pylist()
+    samples = [{k: v for k, v in _record(params, row).items() if k not in personal} for row in shown]
     request = {i.name for i in inputs_of(framing, "request")} | {framing.entity, framing.time}
     main = said[0] if said[0].ndim == 1 else said[0][:, 1] if framing.task == "binary" else said[0].max(axis=1)
     seal(folder, {
@@ -114,7 +120,7 @@ def _build(params: Params, trained: Trained, test: Part, evaluation: dict[str, A
         "framing": json.loads(framing.model_dump_json(by_alias=True)),
         "example": {str(k): "somebody" for k in personal} | {name: value for name, value in samples[0].items() if name in request},
         "samples": samples,
-        "sample_scores": [float(v) for v in main[:SAMPLES]],
+        "sample_scores": [float(v) for v in main[: len(samples)]],
         "max_difference": settings.max_difference,
         "reference": {i.name: _json_value(_typical(table.column(i.name))) for i in framing.inputs if i.kind != "text"},
         "score_quantiles": [float(f"{q:.3g}") for q in np.quantile(main, np.linspace(0.05, 0.95, 19))],
@@ -155,9 +161,9 @@ def _load(params: Params, folder: Path, online: Path, checks: list[Check]) -> tu
     SCRATCH.mkdir(parents=True, exist_ok=True)
     try:
         with running_service(folder, SCRATCH / "loadtest.sqlite", online) as port:
-            answer = ask(port, json.dumps({"records": samples}).encode())
+            answers = [ask(port, json.dumps({"records": [sample]}).encode())["predictions"][0]["score"] for sample in samples]
             expected = predictor.main_scores(predictor.scores(predictor.columns_from(samples)))
-            same = [p["score"] for p in answer["predictions"]] == expected
+            same = answers == expected
             checks.append(check_that("bundle", "the service's answers to the bundle's samples", same, "equal" if same else "different", "equal"))
             body = json.dumps({"records": [predictor.manifest["example"]]}).encode()
             settings = params.deployment.load_test

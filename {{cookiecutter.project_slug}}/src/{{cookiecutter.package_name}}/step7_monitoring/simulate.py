@@ -290,13 +290,14 @@ def _measure(params: Params, sample: Sample, told: Told, world: pa.Table, scores
 
 
 def _new_world(params: Params, sample: Sample, told: Told, rows: pa.Table, first: Predictor, part: Answers) -> Answers:
-    """What a model says that learned as much as the one in service did, all of it in the new world, and only what had its label in time."""
+    """What a model says that only ever saw the new world: as many rows as the model in service learned, but no more than there were."""
     framing, other = params.framing, sample.model_copy(update={"seed": sample.seed + 1000, "drift_day": 0})
     learned = _make_world(params, other, Path("other.parquet"))
     moment, delay = learned.column(framing.time), timedelta(days=params.requirements.label_delay_days)
     due = pc.less_equal(moment, pa.scalar(pc.max(moment).as_py() - delay, moment.type))  # of younger rows, only the quickest labels are known
     known = learned.filter(pc.and_(due, pc.is_valid(learned.column(framing.target))))
-    pq.write_table(known.slice(max(0, known.num_rows - told.learned[serving() or first.version])), "other.parquet")
+    rows_then = min(told.learned[serving() or first.version], pq.read_metadata(PREPARED / "train.parquet").num_rows)
+    pq.write_table(known.slice(max(0, known.num_rows - rows_then)), "other.parquet")
     trained = fit(framing, params.model, read_part(framing, Path("other.parquet"), first.classes), first.classes)
     arrays = encode(framing, columns_of(rows, columns_read(framing)))
     return answers_of(framing.task, part.labels, predict(framing, trained.model, frame_of(arrays)), first.threshold)
