@@ -24,6 +24,7 @@ ASK = {
     "airflow": """
 from flow import dag
 edges = {t.task_id: sorted(t.upstream_task_ids) for t in dag.tasks}
+assert dag.is_paused_upon_creation is False
 print(json.dumps([edges, min(t.retries for t in dag.tasks), str(dag.schedule)]))""",
     "prefect": """
 import flow
@@ -31,6 +32,7 @@ cron = re.search(r'cron="(.+?)"', open(flow.__file__).read())[1]
 print(json.dumps([{k: sorted(v) for k, v in flow.edges().items()}, flow.run_stage.retries, cron]))""",
     "dagster": """
 from flow import seven_steps, daily
+assert daily.default_status.value == "RUNNING"
 graph = seven_steps.graph
 upstream = graph.dependency_structure.input_to_upstream_outputs_for_node
 edges = {n.name: sorted(o.node_name for outs in upstream(n.name).values() for o in outs) for n in graph.nodes}

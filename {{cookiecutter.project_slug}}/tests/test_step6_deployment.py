@@ -6,6 +6,7 @@ import shutil
 import socket
 import sqlite3
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from itertools import count
@@ -21,7 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from {{ cookiecutter.package_name }}.params import ONLINE, Canary, Framing, Limits, Params
+from {{ cookiecutter.package_name }}.params import FORMER, ONLINE, Canary, Framing, Limits, Params
 from {{ cookiecutter.package_name }}.step1_requirements.checks import StepFailed, load_verdict
 from {{ cookiecutter.package_name }}.step3_data.encode import columns_of, columns_read, encode, encode_labels
 from {{ cookiecutter.package_name }}.step4_model.pipeline import frame_of, predict
@@ -29,11 +30,12 @@ from {{ cookiecutter.package_name }}.step4_model.tracking import CHALLENGER, CHA
 from {{ cookiecutter.package_name }}.step4_model.train import Part, fit
 from {{ cookiecutter.package_name }}.step6_deployment import batch, loadtest
 from {{ cookiecutter.package_name }}.step6_deployment.batch import score_file
+from {{ cookiecutter.package_name }}.step6_deployment.guard import Refused, read_body
 from {{ cookiecutter.package_name }}.step6_deployment.loadtest import Load, closed_loop, constant_rate, running_service
 from {{ cookiecutter.package_name }}.step6_deployment.prediction_log import Logged, PredictionLog, ask_log, results_of_canary
-from {{ cookiecutter.package_name }}.step6_deployment.predictor import MANIFEST, MODEL, SUMS, Predictor, open_bundle, seal
+from {{ cookiecutter.package_name }}.step6_deployment.predictor import FALLBACK, MANIFEST, MODEL, SUMS, Predictor, open_bundle, seal
 from {{ cookiecutter.package_name }}.step6_deployment.service import create_app
-from {{ cookiecutter.package_name }}.step6_deployment.stage import _judge, check_parity, export, run
+from {{ cookiecutter.package_name }}.step6_deployment.stage import _crown, _judge, check_parity, export, run
 
 JSON, PROBLEM = {"content-type": "application/json"}, "application/problem+json"
 
@@ -118,20 +120,42 @@ def test_the_step_passes_its_checks_and_promotes_the_challenger(bundle: Path) ->
     assert open_tracker().version_of(CHAMPION) == open_tracker().version_of(CHALLENGER)
 
 
-def test_a_registry_that_is_away_stops_the_step_before_the_bundle_is_replaced(bundle: Path, params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A new bundle in service that the registry does not call champion would be compared with the wrong one."""
+class Away(Exception):
+    """The registry does not answer: with a good challenger, this is how far the step comes."""
+
+
+def run_until_the_registry(params: Params, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> None:
+    """The step with a short load test that nothing is asked of, other settings of params.deployment, and a registry that is away."""
 
     def away() -> None:
-        raise StepFailed("the registry does not answer")
+        raise Away
 
     short = params.deployment.load_test.model_copy(update={"seconds": 0.3, "sweep_seconds": 0.3})
-    quick = params.model_copy(update={"deployment": params.deployment.model_copy(update={"load_test": short})})
     monkeypatch.setattr(f"{_judge.__module__}.open_tracker", away)
     monkeypatch.setattr(f"{_judge.__module__}._judge", lambda *_: [])
+    with pytest.raises(Away):
+        run(params.model_copy(update={"deployment": params.deployment.model_copy(update={"load_test": short, **settings})}))
+
+
+def test_a_registry_that_is_away_stops_the_step_before_anything_is_replaced(bundle: Path, params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new bundle in service that the registry does not call champion would be compared with the wrong one."""
     before = {file.name: (file.stat().st_ino, file.read_bytes()) for file in bundle.iterdir()}
-    with pytest.raises(StepFailed, match="does not answer"):
-        run(quick)
+    run_until_the_registry(params, monkeypatch)
     assert {file.name: (file.stat().st_ino, file.read_bytes()) for file in bundle.iterdir()} == before
+    with pytest.raises(Away):
+        _crown("another")
+    assert not FORMER.exists()  # what it held would be lost, and rollback would put the champion in its own place
+
+
+def test_neither_a_canary_nor_small_limits_close_the_gate(bundle: Path, params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gate asks about the new bundle alone, a sample at a time."""
+    content = {k: v for k, v in open_bundle(bundle).items() if k not in ("samples", "sample_scores")}
+    challenger = Path(shutil.copytree(bundle, tmp_path / "challenger"))
+    shutil.copy(challenger / FALLBACK, challenger / MODEL)
+    seal(challenger, content | {"version": content["version"] | {"version": "challenger"}})
+    monkeypatch.setenv("PARAMS__DEPLOYMENT__CANARY", json.dumps({"bundle": str(challenger), "share": 0.9, "mode": "canary"}))
+    monkeypatch.setenv("PARAMS__DEPLOYMENT__LIMITS__RECORDS", "3")
+    run_until_the_registry(params, monkeypatch, parity=params.deployment.parity.model_copy(update={"rows": 7}))
 
 
 def test_an_export_that_answers_otherwise_is_caught(params: Params) -> None:
@@ -606,6 +630,48 @@ def test_what_finds_the_queue_full_is_counted(tmp_path: Path) -> None:
     log.add([Logged(str(k), "2026-01-01", "1", False, "{}", 0.5, None) for k in range(25)])
     log.close()
     assert (len(logged(tmp_path / "log.sqlite")), sum(dropped)) == (10, 15)
+
+
+def test_what_is_being_written_counts_in_the_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that takes a connection and says nothing would else be waited for with ever more in memory."""
+    asked, answer, dropped = threading.Event(), threading.Event(), list[int]()
+
+    def silent(_: str) -> None:
+        asked.set()
+        answer.wait(20)
+        raise OSError("it never said anything")
+
+    monkeypatch.setattr(f"{PredictionLog.__module__}.open_log", silent)
+    log = PredictionLog(tmp_path / "log.sqlite", 0.01, 10, dropped.append)
+    for _ in range(2):
+        log.add([Logged(str(k), "2026-01-01", "1", False, "{}", 0.5, None) for k in range(10)])
+        assert asked.wait(20)
+    assert sum(dropped) == 10
+    answer.set()
+    log.close()
+
+
+def test_a_body_that_never_begins_keeps_no_place(params: Params) -> None:
+    async def nothing() -> Any:
+        await asyncio.Event().wait()
+
+    limits = params.deployment.limits.model_copy(update={"body_seconds": 0.05})
+    with pytest.raises(Refused) as refused:
+        asyncio.run(asyncio.wait_for(read_body({b"content-type": b"application/json"}, nothing, limits), 20))
+    assert refused.value.status == 408
+
+
+@pytest.mark.parametrize(("key", "said"), [("", True), ("0123456789abcdef", False)])
+def test_hashes_without_a_key_are_told(
+    key: str, said: bool, bundle: Path, params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever reads the log could hash every card number there is."""
+    if params.framing.entity not in params.requirements.constraints.personal_columns:
+        pytest.skip("no entity is personal here")
+    monkeypatch.setenv("LOG_KEY", key)
+    log = params.deployment.log.model_copy(update={"personal": "hashed"})
+    with serving(bundle, params.model_copy(update={"deployment": params.deployment.model_copy(update={"log": log})}), tmp_path / "log.sqlite"):
+        assert any("LOG_KEY is not set" in message for message in caplog.messages) == said
 
 
 # ---- the load test -------------------------------------------------------------------------
