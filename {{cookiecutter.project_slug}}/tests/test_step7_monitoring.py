@@ -8,7 +8,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from importlib.util import find_spec
@@ -25,6 +25,7 @@ import yaml
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from {{ cookiecutter.package_name }} import __main__ as verbs
 from {{ cookiecutter.package_name }}.params import DASHBOARD, FORMER, REFERENCE, RULES, Drift, Framing, Params
 from {{ cookiecutter.package_name }}.step1_requirements.checks import StepFailed, load_verdict
 from {{ cookiecutter.package_name }}.step2_framing.contract import as_text
@@ -579,6 +580,26 @@ def test_a_retraining_without_raw_data_fails_and_says_so(logged: Params) -> None
     raw.unlink()
     assert retrain(logged, Trigger("rule", "why"), Stub(), NOW).decision == "failed"
     assert "FileNotFoundError" in audit.read()[-1].why
+
+
+@pytest.mark.parametrize(("made", "said"), [("what DVC knows", ""), ("something else", "names other data")])
+def test_data_that_cannot_be_fetched_are_not_made_up(made: str, said: str, params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the remote, the simulator's data will do only where they are what DVC names: gates on others would say nothing."""
+    raw, known = Path(params.data.raw), Path(params.data.raw).parent.with_suffix(".dvc")
+
+    def make(*_: Any) -> None:
+        raw.parent.mkdir(parents=True)
+        raw.touch()
+        known.write_text(f"outs:\n- path: raw\n  md5: {made}\n", encoding="utf-8")
+
+    monkeypatch.chdir(tmp_path)
+    known.parent.mkdir(parents=True)
+    known.write_text("outs:\n- md5: what DVC knows\n  path: raw\n", encoding="utf-8")
+    monkeypatch.setattr(verbs, "_dvc", lambda *_: 1)
+    monkeypatch.setattr(verbs, "_make_sample", make)
+    with pytest.raises(StepFailed, match=said) if said else nullcontext():
+        verbs._fetch_raw(params)
+    assert (raw.exists(), "md5: what DVC knows" in known.read_text(encoding="utf-8")) == (not said, True)
 
 
 def test_rows_of_a_pruned_log_stay_learned(logged: Params) -> None:
