@@ -297,6 +297,10 @@ class Framing(Section):
                 yield f"the {what} {column!r} is among the inputs, and is known only afterwards; take it out"
         if self.time is None and self.label_time is not None:
             yield "label_time needs an event time: give time too"
+        history = next((i.name for i in self.inputs if i.origin == "history"), None)
+        for key in ("entity", "time"):
+            if history is not None and getattr(self, key) is None:
+                yield f"input {history!r} is from history, that of an entity as of a time, but {key} names no column; name it, or take the input out"
 
 
 # ---- data, model, evaluation, deployment, monitoring -------------------------------------
