@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from {{ cookiecutter.package_name }}.params import SCRATCH, Framing, Input, Para
 from {{ cookiecutter.package_name }}.step1_requirements.checks import StepFailed, load_verdict
 from {{ cookiecutter.package_name }}.step2_framing.contract import inputs_of
 from {{ cookiecutter.package_name }}.step3_data.encode import classes_of, columns_of, columns_read, encode, encode_labels, number_names
-from {{ cookiecutter.package_name }}.step3_data.features import QUERY, build, check_point_in_time, materialize
+from {{ cookiecutter.package_name }}.step3_data.features import QUERY, as_known_at, build, check_point_in_time, materialize
 from {{ cookiecutter.package_name }}.step3_data.source import connect, name, open_events
 from {{ cookiecutter.package_name }}.step3_data.split import PARTS, assign, check_split
 from {{ cookiecutter.package_name }}.step3_data.validation import check_alone, check_rows, scores_alone
@@ -43,14 +43,20 @@ def history(framing: Framing) -> list[str]:
     return found
 
 
-def test_features_do_not_change_when_the_future_is_hidden(store: Store, framing: Framing, history: list[str]) -> None:
-    assert check_point_in_time(store, framing, QUERY.read_text(encoding="utf-8")).outcome == "pass"
+@pytest.fixture
+def delay(params: Params) -> float:
+    """Days until a label arrives."""
+    return params.requirements.label_delay_days
+
+
+def test_features_do_not_change_when_the_future_is_hidden(store: Store, framing: Framing, history: list[str], delay: float) -> None:
+    assert check_point_in_time(store, framing, QUERY.read_text(encoding="utf-8"), delay).outcome == "pass"
 
 
 @pytest.mark.parametrize("fault", ["counts later events", "knows labels before they arrive"])
-def test_features_that_read_ahead_are_caught(fault: str, store: Store, framing: Framing, history: list[str]) -> None:
+def test_features_that_read_ahead_are_caught(fault: str, store: Store, framing: Framing, history: list[str], delay: float) -> None:
     entity, time, target = (name(k or "") for k in (framing.entity, framing.time, framing.target))
-    if fault == "knows labels before they arrive" and framing.label_time is None:
+    if fault == "knows labels before they arrive" and framing.label_time is None and not delay:
         pytest.skip("labels arrive with their events")
     seen, order = ("count(*)", ">") if fault == "counts later events" else (f"count(other.{target})", "<")
     peek = (f"SELECT moments.row_id, {seen} AS peeked FROM moments LEFT JOIN events AS other "
@@ -58,27 +64,29 @@ def test_features_that_read_ahead_are_caught(fault: str, store: Store, framing: 
     own = QUERY.read_text(encoding="utf-8")
     query = f"SELECT own.* REPLACE (peeked AS {name(history[0])}) FROM ({own}\n) AS own JOIN ({peek}) AS peek USING (row_id)"
     build(store, framing, query)
-    found = check_point_in_time(store, framing, query)
+    found = check_point_in_time(store, framing, query, delay)
     build(store, framing, own)
     assert (found.requirement, found.outcome) == ("no_leak", "fail")
 
 
-def test_online_features_equal_offline_features_at_the_same_moment(store: Store, framing: Framing, history: list[str], tmp_path: Path) -> None:
+def test_online_features_equal_offline_features_at_the_same_moment(
+    store: Store, framing: Framing, history: list[str], delay: float, tmp_path: Path
+) -> None:
     """What the API would have looked up just before an event is what training learned from, for busy entities late in the data."""
     entity, time, columns = name(framing.entity or ""), name(framing.time or ""), ", ".join(f"features.{name(h)}" for h in history)
     rows = store.execute(f"SELECT {entity}::VARCHAR, {time}, {columns} FROM events JOIN features USING (row_id) WHERE {entity} IS NOT NULL "
                          f"QUALIFY count(*) OVER (PARTITION BY {entity}) > 1 ORDER BY {time} DESC, row_id LIMIT 4").fetchall()  # fmt: skip
     for who, when, *offline in rows:
-        materialize(store, framing, QUERY.read_text(encoding="utf-8"), tmp_path / "online.sqlite", when)
+        materialize(store, framing, QUERY.read_text(encoding="utf-8"), delay, tmp_path / "online.sqlite", when)
         online = OnlineTable(tmp_path / "online.sqlite").features(who)
         assert all(map(same, offline, (online[h] for h in history))), (who, offline, online)
 
 
-def test_an_unknown_entity_has_the_features_of_no_history(store: Store, framing: Framing, history: list[str], tmp_path: Path) -> None:
+def test_an_unknown_entity_has_the_features_of_no_history(store: Store, framing: Framing, history: list[str], delay: float, tmp_path: Path) -> None:
     """They are those of the very first event, before which nothing had happened."""
     time, columns = name(framing.time or ""), ", ".join(name(h) for h in history)
     when, *first = store.execute(f"SELECT {time}, {columns} FROM events JOIN features USING (row_id) ORDER BY {time}, row_id LIMIT 1").fetchall()[0]
-    materialize(store, framing, QUERY.read_text(encoding="utf-8"), tmp_path / "online.sqlite", when)
+    materialize(store, framing, QUERY.read_text(encoding="utf-8"), delay, tmp_path / "online.sqlite", when)
     unknown = OnlineTable(tmp_path / "online.sqlite").features("nobody has this name")
     assert all(map(same, first, (unknown[h] for h in history))), (first, unknown)
 
@@ -101,11 +109,44 @@ def test_no_row_is_in_two_parts_and_learning_ends_before_testing_begins(prepared
     assert len(ids) == len(set(ids))
     if params.data.split.by == "time":
         spans = [(p[framing.time].min(), p[framing.time].max()) for p in parts]
-        wait = timedelta(days=params.requirements.label_delay_days if framing.label_time else 0)
+        wait = timedelta(days=0 if params.data.since else params.requirements.label_delay_days)
         assert spans[0][1] < spans[1][0] <= spans[1][1] < spans[2][0] - wait
     if params.data.split.by == "group":
         groups = [set(p[framing.entity]) for p in parts]
         assert not (groups[0] & groups[1] | groups[0] & groups[2] | groups[1] & groups[2])
+
+
+@pytest.fixture
+def daily(params: Params, odd: Framing, odd_table: pa.Table, tmp_path: Path) -> Iterator[tuple[Store, Framing]]:
+    """A row a day from 2030 on; every second label is late, by 100 days."""
+    days = np.datetime64("2030-01-01", "us") + np.arange(300) * np.timedelta64(1, "D")
+    table = odd_table.append_column("at", pa.array(days)).append_column("known", pa.array(days + np.tile([0, 100], 150) * np.timedelta64(1, "D")))
+    pq.write_table(table, tmp_path / "daily.parquet")
+    with connect(1, SCRATCH) as connection:
+        open_events(connection, params.data.model_copy(update={"raw": str(tmp_path / "daily.parquet")}), odd)
+        yield connection, odd.model_copy(update={"time": "at"})
+
+
+def test_without_a_label_time_a_label_is_known_once_the_delay_has_passed(daily: tuple[Store, Framing]) -> None:
+    connection, framing = daily
+    with as_known_at(connection, framing, datetime(2030, 1, 1) + timedelta(days=100), 30):
+        assert connection.execute("""SELECT count(*), count("y?") FROM events""").fetchall() == [(100, 70)]
+
+
+def test_without_a_label_time_too_young_rows_are_left_out_and_embargoed(daily: tuple[Store, Framing]) -> None:
+    counts = assign(*daily, Split(by="time", train=0.5, validation=0.25), 30)
+    assert (counts["without label"], counts["embargoed"]) == (30, 30)
+
+
+@pytest.mark.parametrize(("since", "embargoed"), [(None, True), ("2030-02-01", False)])
+def test_labels_later_than_the_delay_are_not_learned_unless_the_world_changed(
+    since: str | None, embargoed: bool, daily: tuple[Store, Framing]
+) -> None:
+    connection, framing = daily
+    assign(connection, framing.model_copy(update={"label_time": "known"}), Split(by="time", train=0.5, validation=0.25), 1, since)
+    late = """SELECT count(*) FROM events JOIN parts USING (row_id) WHERE part IN ('train', 'validation')
+              AND known >= (SELECT min("at") FROM events JOIN parts USING (row_id) WHERE part = 'test')"""
+    assert (connection.execute(late).fetchall()[0][0] == 0) is embargoed
 
 
 def test_test_rows_planted_in_training_are_caught(prepared: Path, params: Params, framing: Framing, store: Store, tmp_path: Path) -> None:

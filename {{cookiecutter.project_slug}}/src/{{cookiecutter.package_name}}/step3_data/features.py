@@ -14,7 +14,7 @@ import duckdb
 from ..params import ONLINE, SCRATCH, Framing, Params
 from ..step1_requirements.checks import Check, StepFailed, check_bound
 from ..step2_framing.contract import inputs_of
-from .source import connect, in_sql, name, open_events, text
+from .source import connect, in_sql, interval, name, open_events, text
 
 QUERY = Path(__file__).with_name("features.sql")
 CUTS = 12  # moments at which the future is hidden
@@ -58,7 +58,7 @@ def _moment_columns(framing: Framing) -> str:
     return ", ".join(["row_id", *(name(k) for k in (framing.entity, framing.time) if k)])
 
 
-def check_point_in_time(connection: duckdb.DuckDBPyConnection, framing: Framing, query: str) -> Check:
+def check_point_in_time(connection: duckdb.DuckDBPyConnection, framing: Framing, query: str, label_delay_days: float) -> Check:
     """Hide the future and compute again: features that change were reading ahead.
 
     At some event times, events from then on and labels not yet arrived are hidden; the features
@@ -73,13 +73,13 @@ def check_point_in_time(connection: duckdb.DuckDBPyConnection, framing: Framing,
     for (cut,) in cuts:
         latest = f"WHERE {time} <= {text(cut)} ORDER BY {time} DESC, row_id LIMIT {ROWS_PER_CUT}"
         connection.execute(f"CREATE OR REPLACE TABLE kept AS SELECT {_moment_columns(framing)} FROM all_events {latest}")
-        with as_known_at(connection, framing, cut):
+        with as_known_at(connection, framing, cut, label_delay_days):
             connection.execute("CREATE OR REPLACE VIEW moments AS SELECT * FROM kept")
             run_query(connection, query, "again")
         before = connection.execute(f"SELECT {columns} FROM features SEMI JOIN kept USING (row_id) ORDER BY row_id").fetchall()
         after = connection.execute(f"SELECT {columns} FROM again ORDER BY row_id").fetchall()
         changed += sum(not all(map(_same, old, new)) for old, new in zip(before, after, strict=True))
-    mend = "features.sql reads ahead: join only events earlier than the moment, and labels with a label time before it."
+    mend = "features.sql reads ahead: join only events earlier than the moment, and labels that had arrived before it."
     return check_bound("no_leak", what, changed, at_most=0, mend=mend)
 
 
@@ -89,14 +89,16 @@ def _same(old: Any, new: Any) -> bool:
 
 
 @contextmanager
-def as_known_at(connection: duckdb.DuckDBPyConnection, framing: Framing, when: datetime) -> Iterator[None]:
-    """Inside the block, `events` holds what was known just before `when`: earlier rows, and only labels that had arrived."""
-    blank, moment = "", text(when)
-    if framing.label_time:
-        label_time, target = name(framing.label_time), name(framing.target)
-        late = f"CASE WHEN {label_time} < {moment} THEN"
-        blank = f" REPLACE ({late} {target} END AS {target}, {late} {label_time} END AS {label_time})"
-    connection.execute(f"CREATE OR REPLACE VIEW events AS SELECT *{blank} FROM all_events WHERE {name(framing.time or '')} < {moment}")
+def as_known_at(connection: duckdb.DuckDBPyConnection, framing: Framing, when: datetime, label_delay_days: float) -> Iterator[None]:
+    """Inside the block, `events` holds what was known just before `when`: earlier rows, and only labels that had arrived.
+
+    A label arrives at framing.label_time or, without one, `label_delay_days` after its event.
+    """
+    time, moment = name(framing.time or ""), text(when)
+    arrived = name(framing.label_time) if framing.label_time else f"{time} + {interval(label_delay_days)}"
+    labels = [name(c) for c in (framing.target, framing.label_time) if c]
+    known = ", ".join(f"CASE WHEN {arrived} < {moment} THEN {c} END AS {c}" for c in labels)
+    connection.execute(f"CREATE OR REPLACE VIEW events AS SELECT * REPLACE ({known}) FROM all_events WHERE {time} < {moment}")
     try:
         yield
     finally:
@@ -107,10 +109,12 @@ def refresh_online(params: Params, as_of: datetime | None = None, path: Path = O
     """Write the online table from the raw events as they are now; returns the number of entities."""
     connection = connect(params.data.memory_gb, SCRATCH)
     open_events(connection, params.data, params.framing)
-    return materialize(connection, in_sql(params.framing), QUERY.read_text(encoding="utf-8"), path, as_of)
+    return materialize(connection, in_sql(params.framing), QUERY.read_text(encoding="utf-8"), params.requirements.label_delay_days, path, as_of)
 
 
-def materialize(connection: duckdb.DuckDBPyConnection, framing: Framing, query: str, path: Path, as_of: datetime | None = None) -> int:
+def materialize(
+    connection: duckdb.DuckDBPyConnection, framing: Framing, query: str, label_delay_days: float, path: Path, as_of: datetime | None = None
+) -> int:
     """Write the online table: each entity's features as of now (or `as_of`), for the API to look up by id.
 
     Without `as_of`, now is just after the last event. The entity "" holds what an unknown entity
@@ -122,7 +126,7 @@ def materialize(connection: duckdb.DuckDBPyConnection, framing: Framing, query: 
     if as_of is None:
         as_of = connection.execute(f"SELECT max({time})::TIMESTAMP + INTERVAL 1 MICROSECOND FROM events").fetchall()[0][0]
     columns = [i.name for i in inputs_of(framing, "history")]
-    with as_known_at(connection, framing, as_of):
+    with as_known_at(connection, framing, as_of, label_delay_days):
         now = f"{text(as_of)}::TIMESTAMP AS {time}"
         known = f"SELECT min(row_id) AS row_id, {entity}, {now} FROM events WHERE {entity} IS NOT NULL GROUP BY {entity}"
         connection.execute(f"CREATE OR REPLACE TABLE entities AS {known} UNION ALL SELECT -1, NULL, {now}")

@@ -113,6 +113,11 @@ def name(identifier: str) -> str:
     return '"' + identifier.replace('"', '""') + '"'
 
 
+def interval(days: float) -> str:
+    """So many days, for SQL."""
+    return f"INTERVAL ({round(days * 86_400)}) SECOND"
+
+
 def text(value: object) -> str:
     """A value as an SQL string."""
     return "'" + str(value).replace("'", "''") + "'"

@@ -8,7 +8,7 @@ import duckdb
 from ..params import Framing, Split
 from ..step1_requirements.checks import Check, StepFailed, check_bound
 from ..step2_framing.contract import as_text
-from .source import in_sql, name, open_part, text
+from .source import in_sql, interval, name, open_part, text
 
 PARTS = ("train", "validation", "test")
 Counts = dict[str, int]  # rows of each part, and of what was left out
@@ -30,11 +30,11 @@ def assign(connection: duckdb.DuckDBPyConnection, framing: Framing, split: Split
     labelled = f"{name(framing.target)} IS NOT NULL"
     if framing.labels:
         labelled = f"coalesce({name(framing.target)}::VARCHAR IN ({', '.join(text(as_text(label)) for label in framing.labels)}), false)"
-    if framing.time and framing.label_time:
-        labelled += f" AND {name(framing.time)} <= (SELECT max({name(framing.time)}) FROM events) - {_days(label_delay_days)}"
+    if framing.time and label_delay_days:
+        labelled += f" AND {name(framing.time)} <= (SELECT max({name(framing.time)}) FROM events) - {interval(label_delay_days)}"
     if framing.time and since:
         labelled += f" AND {name(framing.time)} >= {text(since)}::TIMESTAMP"
-    part = _by_time(connection, framing, split, 0 if since else label_delay_days, labelled) if split.by == "time" else _by_hash(framing, split)
+    part = _by_time(connection, framing, split, None if since else label_delay_days, labelled) if split.by == "time" else _by_hash(framing, split)
     part = f"CASE WHEN {labelled} THEN {part} ELSE 'without label' END"
     connection.execute(f"CREATE OR REPLACE TABLE parts AS SELECT row_id, {part} AS part FROM events")
     found: dict[str, int] = dict(connection.execute("SELECT part, count(*) FROM parts GROUP BY part").fetchall())
@@ -65,7 +65,7 @@ def _shared(connection: duckdb.DuckDBPyConnection, key: str, pairs: tuple[tuple[
     return check_bound("no_leak", what, shared, at_most=0, mend=mend)
 
 
-def _by_time(connection: duckdb.DuckDBPyConnection, framing: Framing, split: Split, label_delay_days: float, labelled: str) -> str:
+def _by_time(connection: duckdb.DuckDBPyConnection, framing: Framing, split: Split, embargo_days: float | None, labelled: str) -> str:
     time = name(framing.time or "")
 
     def quantile(share: float, where: str) -> Any:
@@ -74,8 +74,9 @@ def _by_time(connection: duckdb.DuckDBPyConnection, framing: Framing, split: Spl
     test_from = quantile(split.train + split.validation, labelled)
     if test_from is None:
         raise StepFailed("data: no row has a label yet; wait for labels, or lower requirements.label_delay_days")
-    embargo = _days(label_delay_days) if framing.label_time else "INTERVAL 0 DAY"
-    learn = f"{time} < {text(test_from)}::TIMESTAMP - {embargo}"
+    learn = f"{time} < {text(test_from)}::TIMESTAMP - {interval(embargo_days or 0)}"
+    if framing.label_time and embargo_days is not None:  # some labels come later than the delay says
+        learn += f" AND coalesce({name(framing.label_time)} < {text(test_from)}::TIMESTAMP, true)"
     validation_from = quantile(split.train / (split.train + split.validation), f"{labelled} AND {learn}")
     return (f"CASE WHEN {time} >= {text(test_from)} THEN 'test' WHEN NOT ({learn}) THEN 'embargoed' "
             f"WHEN {time} >= {text(validation_from)} THEN 'validation' ELSE 'train' END")  # fmt: skip
@@ -86,7 +87,3 @@ def _by_hash(framing: Framing, split: Split) -> str:
     key = name(framing.entity or "") if split.by == "group" else f"to_json([{', '.join(f'{c}::VARCHAR' for c in content)}])"
     place = f"(md5_number_lower(coalesce({key}::VARCHAR, '')) % 100000) / 100000.0"
     return f"CASE WHEN {place} < {split.train} THEN 'train' WHEN {place} < {split.train + split.validation} THEN 'validation' ELSE 'test' END"
-
-
-def _days(days: float) -> str:
-    return f"INTERVAL ({round(days * 86_400)}) SECOND"

@@ -36,8 +36,9 @@ def run(params: Params) -> None:
     query = QUERY.read_text(encoding="utf-8")
     log.info("data: computing history as of each event, then again with the future hidden")
     build(connection, inside, query)
-    checks.append(check_point_in_time(connection, inside, query))
-    counts = assign(connection, inside, data.split, params.requirements.label_delay_days, data.since)
+    delay = params.requirements.label_delay_days
+    checks.append(check_point_in_time(connection, inside, query, delay))
+    counts = assign(connection, inside, data.split, delay, data.since)
     log.info("data: %s rows to train on, %s to validate, %s to test", *(f"{counts[part]:,}" for part in PARTS))
     with whole_folder(PREPARED) as folder:
         _write_parts(connection, framing, folder)
