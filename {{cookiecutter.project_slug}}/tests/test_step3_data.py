@@ -204,6 +204,22 @@ def test_a_missing_column_is_refused_by_name(params: Params, odd: Framing, odd_t
         open_events(connection, params.data.model_copy(update={"raw": str(tmp_path / "rows.parquet")}), odd)
 
 
+def test_a_target_that_is_no_finite_number_is_no_label(params: Params, odd: Framing, odd_table: pa.Table, tmp_path: Path) -> None:
+    wrong = pa.array([math.nan, math.inf, -math.inf, None, *[1.0] * 296])
+    pq.write_table(odd_table.set_column(odd_table.column_names.index("y?"), "y?", wrong), tmp_path / "rows.parquet")
+    with connect(1, SCRATCH) as connection:
+        open_events(connection, params.data.model_copy(update={"raw": str(tmp_path / "rows.parquet")}), odd)
+        assert connection.execute('SELECT count("y?") FROM events').fetchall() == [(296,)]
+
+
+def test_a_feature_that_stays_nan_was_not_reading_ahead(daily: tuple[Store, Framing]) -> None:
+    connection, framing = daily
+    past = framing.model_copy(update={"inputs": (Input.model_validate({"name": "h", "kind": "number", "from": "history"}),)})
+    query = "SELECT row_id, 'nan'::DOUBLE AS h FROM moments"
+    build(connection, past, query)
+    assert check_point_in_time(connection, past, query, 0).outcome == "pass"
+
+
 def test_a_copy_of_the_target_is_caught(prepared: Path, params: Params, framing: Framing) -> None:
     table = pq.read_table(prepared / "train.parquet")
     copy = Input(name="copy", kind="number" if framing.task == "regression" else "category")

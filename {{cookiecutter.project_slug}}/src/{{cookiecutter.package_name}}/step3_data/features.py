@@ -84,8 +84,10 @@ def check_point_in_time(connection: duckdb.DuckDBPyConnection, framing: Framing,
 
 
 def _same(old: Any, new: Any) -> bool:
-    """Equal but for the order in which floats were summed."""
-    return old == new or (isinstance(old, float) and isinstance(new, float) and math.isclose(old, new, rel_tol=1e-6, abs_tol=1e-12))
+    """Equal but for the order in which floats were summed; NaN equals NaN here."""
+    if not (isinstance(old, float) and isinstance(new, float)):
+        return bool(old == new)
+    return math.isclose(old, new, rel_tol=1e-6, abs_tol=1e-12) or (math.isnan(old) and math.isnan(new))
 
 
 @contextmanager

@@ -56,18 +56,24 @@ def connect(memory_gb: float, scratch: Path) -> duckdb.DuckDBPyConnection:
 def open_events(connection: duckdb.DuckDBPyConnection, data: Data, framing: Framing) -> None:
     """Make the views `events` and `all_events`: the raw columns plus `row_id`, a row's place in the file.
 
+    A target that is NaN or infinite is none.
+
     Raises:
         StepFailed: when the file is missing or lacks a column of the contract.
     """
     path = Path(data.raw)
     if not path.exists():
         raise StepFailed(f"{path} is not here; make sample data with `sample`, fetch it with `dvc pull`, or bring your own")
-    have = pq.read_schema(path).names
+    schema = pq.read_schema(path)
+    have = schema.names
     missing = [c for c in raw_columns(framing) if c not in have]
     if missing:
         raise StepFailed(f"data: {path} has no column {missing[0]!r} (it has {', '.join(have)}); add it, or take it out of framing in params.yaml")
     columns = ", ".join(name(n) for n in (*sql_names(framing, have), "row_id"))
-    connection.execute(f"CREATE OR REPLACE VIEW all_events AS SELECT * FROM read_parquet({text(path)}, file_row_number = true) AS t({columns})")
+    rows, target, chosen = f"read_parquet({text(path)}, file_row_number = true) AS t({columns})", name(in_sql(framing).target), "*"
+    if pa.types.is_floating(schema.field(framing.target).type):
+        chosen = f"* REPLACE (CASE WHEN isfinite({target}) THEN {target} END AS {target})"
+    connection.execute(f"CREATE OR REPLACE VIEW all_events AS SELECT {chosen} FROM {rows}")
     connection.execute("CREATE OR REPLACE VIEW events AS SELECT * FROM all_events")
 
 
