@@ -133,6 +133,14 @@ def test_without_a_label_time_a_label_is_known_once_the_delay_has_passed(daily: 
         assert connection.execute("""SELECT count(*), count("y?") FROM events""").fetchall() == [(100, 70)]
 
 
+def test_of_days_without_a_time_the_last_is_known_too(daily: tuple[Store, Framing]) -> None:
+    connection, framing = daily
+    connection.execute('CREATE TABLE days AS SELECT row_id, "y?", "at"::DATE AS "at" FROM all_events')
+    connection.execute("CREATE OR REPLACE VIEW all_events AS FROM days")
+    with as_known_at(connection, framing, datetime(2030, 1, 10, 0, 0, 0, 1), 0):
+        assert connection.execute("SELECT count(*) FROM events").fetchall() == [(10,)]
+
+
 def test_without_a_label_time_too_young_rows_are_left_out_and_embargoed(daily: tuple[Store, Framing]) -> None:
     counts = assign(*daily, Split(by="time", train=0.5, validation=0.25), 30)
     assert (counts["without label"], counts["embargoed"]) == (30, 30)

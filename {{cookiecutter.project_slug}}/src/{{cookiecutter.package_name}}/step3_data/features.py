@@ -96,8 +96,8 @@ def as_known_at(connection: duckdb.DuckDBPyConnection, framing: Framing, when: d
 
     A label arrives at framing.label_time or, without one, `label_delay_days` after its event.
     """
-    time, moment = name(framing.time or ""), text(when)
-    arrived = name(framing.label_time) if framing.label_time else f"{time} + {interval(label_delay_days)}"
+    time, moment = f"{name(framing.time or '')}::TIMESTAMP", text(when)  # a DATE would make a date of the moment, and hide that day's rows
+    arrived = f"{name(framing.label_time)}::TIMESTAMP" if framing.label_time else f"{time} + {interval(label_delay_days)}"
     labels = [name(c) for c in (framing.target, framing.label_time) if c]
     known = ", ".join(f"CASE WHEN {arrived} < {moment} THEN {c} END AS {c}" for c in labels)
     connection.execute(f"CREATE OR REPLACE VIEW events AS SELECT * REPLACE ({known}) FROM all_events WHERE {time} < {moment}")
