@@ -166,6 +166,15 @@ def test_test_rows_planted_in_training_are_caught(prepared: Path, params: Params
     assert (found[0].outcome, found[0].measured) == ("fail", "1")
 
 
+def test_a_label_that_training_never_saw_is_named_with_the_mend(daily: tuple[Store, Framing], tmp_path: Path) -> None:
+    connection, framing = daily
+    for part, labels in zip(PARTS, (["a", "b"], ["a", "b"], ["a", "new"]), strict=True):
+        pq.write_table(pa.table({"row_id": [PARTS.index(part) * 2, PARTS.index(part) * 2 + 1], "y?": labels}), tmp_path / f"{part}.parquet")
+    many = framing.model_copy(update={"task": "multiclass", "positive": None})
+    last = check_split(connection, many, Split(by="random", train=0.5, validation=0.25), tmp_path)[-1]
+    assert last.outcome == "fail" and "'new'" in last.reason and "framing.labels" in last.reason
+
+
 @pytest.mark.parametrize("by", ["random", "group"])
 def test_equal_rows_and_groups_fall_together(by: Any, params: Params, odd: Framing, odd_table: pa.Table, tmp_path: Path) -> None:
     pq.write_table(odd_table, tmp_path / "odd.parquet")

@@ -45,7 +45,7 @@ def assign(connection: duckdb.DuckDBPyConnection, framing: Framing, split: Split
 
 
 def check_split(connection: duckdb.DuckDBPyConnection, framing: Framing, split: Split, folder: Path) -> list[Check]:
-    """Prove on the written files that train, validation and test share nothing they may not share."""
+    """Prove on the written files that train, validation and test share nothing they may not share, and each label is learned."""
     for part in PARTS:
         open_part(connection, part, folder / f"{part}.parquet", framing)
     pairs = (("train", "test"), ("validation", "test"), ("train", "validation"))
@@ -57,7 +57,17 @@ def check_split(connection: duckdb.DuckDBPyConnection, framing: Framing, split: 
         checks.append(check_bound("no_leak", "rows to learn from that are younger than rows to test on", late, at_most=0, mend=mend))
     elif split.by == "group":
         checks.append(_shared(connection, name(in_sql(framing).entity or ""), pairs, f"values of {framing.entity} in two parts", mend))
-    return checks
+    return checks + [_check_labels(connection, framing)] * (framing.task == "multiclass")
+
+
+def _check_labels(connection: duckdb.DuckDBPyConnection, framing: Framing) -> Check:
+    """No model can answer a label that it never saw, nor be measured on it."""
+    target = name(in_sql(framing).target)
+    others = f"(SELECT {target} FROM validation UNION SELECT {target} FROM test)"
+    found = [as_text(r[0]) for r in connection.execute(f"FROM {others} ANTI JOIN train USING ({target}) ORDER BY 1").fetchall()]
+    mend = (f"No row of the training part has {', '.join(map(repr, found[:5]))}: give more rows with it, "
+            "or list the other labels in framing.labels of params.yaml, and rows with it are left out.")  # fmt: skip
+    return check_bound("data_contract", "labels to test on that training never saw", len(found), at_most=0, mend=mend)
 
 
 def _shared(connection: duckdb.DuckDBPyConnection, key: str, pairs: tuple[tuple[str, str], ...], what: str, mend: str) -> Check:
