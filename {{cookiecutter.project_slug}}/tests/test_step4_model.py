@@ -5,16 +5,18 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from sklearn.model_selection import check_cv
 
-from {{ cookiecutter.package_name }}.params import Framing, Params, Tune
+from {{ cookiecutter.package_name }}.params import Framing, Params, Split, Tune
 from {{ cookiecutter.package_name }}.step1_requirements.checks import StepFailed
 from {{ cookiecutter.package_name }}.step3_data.encode import columns_of, encode, encode_labels, number_names
 from {{ cookiecutter.package_name }}.step4_model.pipeline import Estimator, build_pipeline, frame_of, predict
 from {{ cookiecutter.package_name }}.step4_model.tracking import CHALLENGER, Run, open_tracker
 from {{ cookiecutter.package_name }}.step4_model.train import Part, classes_in, data_version, fit, read, read_part
-from {{ cookiecutter.package_name }}.step4_model.tune import search, write_values
+from {{ cookiecutter.package_name }}.step4_model.tune import _folds, search, write_values
 from {{ cookiecutter.package_name }}.step5_evaluation.metrics import answers_of, bootstrap, lead, resample
 
 ROWS = 800
@@ -114,6 +116,24 @@ def test_a_search_goes_on_where_it_stopped(prepared: Path, params: Params) -> No
     assert first.trials[0].params == then.trials[0].params == in_force
     assert [t.state.name for t in then.trials] == ["COMPLETE"] * 3
     assert then.best_value == max(t.value for t in then.trials)
+
+
+def test_folds_go_forward_in_time_whatever_the_order_of_rows(train: Part, params: Params) -> None:
+    rows = pd.DataFrame({"at": pd.date_range("2030-01-01", periods=12)[::-1]})
+    part, split = replace(train, rows=rows), Split(by="time", train=0.5, validation=0.25)
+    model = params.model.model_copy(update={"tune": Tune(trials=1, folds=3)})
+    folds, _ = _folds(params.framing.model_copy(update={"time": "at"}), split, model, part)
+    times = rows["at"].to_numpy()
+    assert all(times[learn].max() < times[test].min() for learn, test in check_cv(folds).split(rows))
+
+
+@pytest.mark.parametrize("groups", [["a", "b", "c", "d", "e", None] * 4, [1.0, 2.0, 3.0, 4.0, 5.0, float("nan")] * 4])
+def test_rows_without_a_group_fall_together_in_the_folds(groups: list[Any], train: Part, params: Params) -> None:
+    part, split = replace(train, rows=pd.DataFrame({"who": groups})), Split(by="group", train=0.5, validation=0.25)
+    model = params.model.model_copy(update={"tune": Tune(trials=1, folds=3)})
+    folds, given = _folds(params.framing.model_copy(update={"entity": "who"}), split, model, part)
+    homes = [{k % 6 for k in test} for _, test in folds.split(groups, groups=given)]
+    assert sum(5 in home for home in homes) == 1
 
 
 def test_what_is_written_into_params_keeps_its_comments(tmp_path: Path) -> None:

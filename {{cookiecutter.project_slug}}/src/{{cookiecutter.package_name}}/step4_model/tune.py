@@ -73,11 +73,12 @@ def _suggest(trial: optuna.Trial, model: Model) -> dict[str, Any]:
     }
 
 
-def _folds(framing: Framing, split: Split, model: Model, part: Part) -> tuple[BaseCrossValidator, Iterable[Any] | None]:
+def _folds(framing: Framing, split: Split, model: Model, part: Part) -> tuple[BaseCrossValidator | list[Any], Iterable[Any] | None]:
     """Folds in the manner of the split: forward in time, by group, or at random."""
-    if split.by == "time":
-        return TimeSeriesSplit(model.tune.folds), None
+    if split.by == "time" and framing.time:
+        order = part.rows[framing.time].to_numpy().argsort(kind="stable")  # the file's order may be any
+        return [(order[learn], order[test]) for learn, test in TimeSeriesSplit(model.tune.folds).split(order)], None
     if split.by == "group" and framing.entity:
-        return GroupKFold(model.tune.folds), part.rows[framing.entity]
+        return GroupKFold(model.tune.folds), part.rows[framing.entity].factorize()[0]  # gaps are a group: -1
     folds = KFold if framing.task == "regression" else StratifiedKFold
     return folds(model.tune.folds, shuffle=True, random_state=model.seed), None
