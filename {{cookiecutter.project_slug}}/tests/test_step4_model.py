@@ -14,7 +14,7 @@ from {{ cookiecutter.package_name }}.params import Framing, Params, Split, Tune
 from {{ cookiecutter.package_name }}.step1_requirements.checks import StepFailed
 from {{ cookiecutter.package_name }}.step3_data.encode import columns_of, encode, encode_labels, number_names
 from {{ cookiecutter.package_name }}.step4_model.pipeline import Estimator, build_pipeline, frame_of, predict
-from {{ cookiecutter.package_name }}.step4_model.tracking import CHALLENGER, Run, open_tracker
+from {{ cookiecutter.package_name }}.step4_model.tracking import BACKEND, CHALLENGER, CHAMPION, Run, open_tracker
 from {{ cookiecutter.package_name }}.step4_model.train import Part, classes_in, data_version, fit, read, read_part
 from {{ cookiecutter.package_name }}.step4_model.tune import _folds, search, write_values
 from {{ cookiecutter.package_name }}.step5_evaluation.metrics import answers_of, bootstrap, lead, resample
@@ -178,6 +178,17 @@ def test_tracking_keeps_runs_versions_and_aliases_apart(candidate: Path, tmp_pat
         target = tmp_path / f"fetched {content}"
         target.mkdir()
         assert (tracker.fetch(version, target) / "größe.txt").read_text(encoding="utf-8") == content
+
+
+def test_a_registry_that_is_away_is_not_one_without_a_champion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if BACKEND != "mlflow":
+        pytest.skip("the registry is a folder, which is never away")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    tracker: Any = open_tracker()
+    tracker.client = type(tracker.client)(registry_uri="http://127.0.0.1:9")
+    with pytest.raises(StepFailed, match="which version is champion"):
+        tracker.version_of(CHAMPION)
 
 
 def test_a_moved_project_keeps_its_versions_and_logs_where_it_is_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

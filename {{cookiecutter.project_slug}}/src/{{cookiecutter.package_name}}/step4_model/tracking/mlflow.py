@@ -10,7 +10,10 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from ...step1_requirements.checks import StepFailed
 from . import Run, Tracker
+
+NOBODY = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # how MLflow says that there is no such model, and no such alias
 
 
 class MlflowTracker:
@@ -57,8 +60,10 @@ class MlflowTracker:
         """The version behind an alias."""
         try:
             return str(self.client.get_model_version_by_alias(self.name, alias).version)
-        except MlflowException:
-            return None
+        except MlflowException as error:
+            if error.error_code in NOBODY:
+                return None
+            raise StepFailed(f"the registry cannot say which version is {alias} ({error}); see that {self.uri} can be read, and run again") from None
 
     def fetch(self, version: str, folder: Path) -> Path:
         """Copy a version's artifacts."""
