@@ -1,6 +1,7 @@
 """Step 5: metrics are right, intervals cover, thresholds keep their promise, and the gate lets nothing bad through."""
 
 import csv
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from sklearn import metrics as sk
 
@@ -27,6 +29,7 @@ from {{ cookiecutter.package_name }}.step5_evaluation.metrics import (
     resample,
 )
 from {{ cookiecutter.package_name }}.step5_evaluation.slices import measure_slices, protected_gap, worst_drop
+from {{ cookiecutter.package_name }}.step5_evaluation.stage import run
 
 RNG = np.random.default_rng(0)
 LABELS, NOISE = RNG.integers(0, 2, 500), RNG.normal(size=500)
@@ -228,6 +231,17 @@ def test_a_challenger_must_beat_the_champion_beyond_noise(promote: str, champion
     """A worse and an identical one are refused, a tie unless it is allowed; the champion itself may run again."""
     strict = params.model_copy(update={"evaluation": params.evaluation.model_copy(update={"promote": promote})})
     assert failed(strict, replace(good, champion=champion)) == ["champion"] * closed
+
+
+def test_a_model_is_not_tested_on_data_that_came_after_its_training(
+    candidate: Path, prepared: Path, params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in (candidate, prepared):
+        shutil.copytree(folder, tmp_path / folder)
+    monkeypatch.chdir(tmp_path)
+    pq.write_table(pq.read_table(prepared / "train.parquet").slice(1), prepared / "train.parquet")
+    with pytest.raises(StepFailed, match="trained on other data .* run `model` first"):
+        run(params)
 
 
 def test_the_step_leaves_a_whole_report_whatever_the_verdict(evaluated: Path, params: Params) -> None:

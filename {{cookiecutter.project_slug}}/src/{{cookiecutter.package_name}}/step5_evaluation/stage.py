@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from ..params import CANDIDATE, HIGHER_IS_BETTER, METRICS, METRICS_OF, PREPARED, SCRATCH, Framing, Params
-from ..step1_requirements.checks import Check, raise_if_failed, save_report
+from ..step1_requirements.checks import Check, StepFailed, raise_if_failed, save_report
 from ..step1_requirements.page import write_text
 from ..step3_data.source import connect
 from ..step3_data.split import check_split
 from ..step4_model.pipeline import predict
 from ..step4_model.tracking import CHAMPION, Tracker, open_tracker
-from ..step4_model.train import Part, Trained, read, read_part
+from ..step4_model.train import Part, Trained, data_version, read, read_part
 from .experiment import design
 from .gate import Champion, Measured, gate
 from .metrics import Answers, Estimate, answers_of, bootstrap, choose_threshold, interval, lead, measure, resample
@@ -30,11 +30,13 @@ def run(params: Params) -> None:
     """Write reports/5-evaluation and metrics.json.
 
     Raises:
-        StepFailed: when a requirement is not met; the report says which, and is complete.
+        StepFailed: when a requirement is not met, and the report says which and is complete; when the candidate was trained on other data.
     """
     framing, evaluation = params.framing, params.evaluation
     trained, version = read(CANDIDATE / "model.joblib"), json.loads((CANDIDATE / "version.json").read_text(encoding="utf-8"))
     validation, test = (read_part(framing, PREPARED / f"{part}.parquet", trained.classes) for part in ("validation", "test"))
+    if version["data"] != data_version(PREPARED):
+        raise StepFailed(f"evaluation: {CANDIDATE} was trained on other data than {PREPARED} holds now, test rows among it maybe; run `model` first")
     log.info("evaluation: measuring on %s rows, with %s resamples", f"{len(test.labels):,}", evaluation.bootstrap)
     threshold = None
     if evaluation.threshold:
