@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn import metrics as sk
 
-from {{ cookiecutter.package_name }}.params import HIGHER_IS_BETTER, METRICS_OF, Experiment, Params, Slices, Target, Threshold
+from {{ cookiecutter.package_name }}.params import HIGHER_IS_BETTER, METRICS_OF, Experiment, Input, Params, Slices, Target, Threshold
 from {{ cookiecutter.package_name }}.step1_requirements.checks import StepFailed, load_verdict
 from {{ cookiecutter.package_name }}.step5_evaluation.experiment import analyse, design, read_results
 from {{ cookiecutter.package_name }}.step5_evaluation.gate import Champion, Measured, gate
@@ -153,7 +153,7 @@ def test_a_collapsed_slice_and_an_unfair_gap_are_found() -> None:
     rows = pd.DataFrame({"where": np.arange(1000) // 100, "who": np.where(np.arange(1000) % 2, "a", "b")})
     right = np.ones(1000, dtype=int)
     right[(rows["where"] == 3) & (rows["who"] == "a")] = 0
-    found = measure_slices(SLICES, rows, Answers(np.ones(1000), right, right))
+    found = measure_slices(SLICES, (), rows, Answers(np.ones(1000), right, right))
     drop, where = worst_drop(SLICES, found)
     gap, groups = protected_gap(SLICES, found)
     assert (where, drop) == ("where = 3", pytest.approx((0.95 - 0.5) / 0.95))
@@ -163,7 +163,7 @@ def test_a_collapsed_slice_and_an_unfair_gap_are_found() -> None:
 def test_small_slices_are_shown_but_not_judged() -> None:
     rows = pd.DataFrame({"where": ["big"] * 500 + ["small"] * 10 + [None] * 60, "who": "x"})
     right = np.array([1] * 500 + [0] * 10 + [1] * 60)
-    found = measure_slices(SLICES, rows, Answers(np.ones(570), right, right))
+    found = measure_slices(SLICES, (), rows, Answers(np.ones(570), right, right))
     assert {(s.value, s.judged) for s in found} == {("big", True), ("small", False), ("(missing)", True), ("x", True)}
     assert worst_drop(SLICES, found)[0] < 0.05
     assert protected_gap(SLICES, found) is None
@@ -173,9 +173,17 @@ def test_numbers_and_dates_of_many_values_are_judged_by_quarter() -> None:
     days = np.datetime64("2026-01-01", "us") + np.arange(200) * np.timedelta64(1, "D")
     rows = pd.DataFrame({"where": days, "who": np.arange(200)})
     right = (np.arange(200) >= 50).astype(int)
-    found = measure_slices(SLICES, rows, Answers(np.ones(200), right, right))
+    found = measure_slices(SLICES, (), rows, Answers(np.ones(200), right, right))
     assert [s.rows for s in found] == [50] * 8
     assert worst_drop(SLICES, found) == (1.0, "where = lowest quarter")
+
+
+def test_a_category_whose_codes_are_numbers_is_judged_by_code() -> None:
+    rows = pd.DataFrame({"where": np.arange(2000) % 20, "who": np.arange(2000) % 20})
+    right = (rows["where"] != 7).to_numpy().astype(int)
+    found = measure_slices(SLICES, [Input(name=n, kind="category") for n in ("where", "who")], rows, Answers(np.ones(2000), right, right))
+    assert (worst_drop(SLICES, found) or ())[1:] == ("where = 7",)
+    assert "who: 7 against" in (protected_gap(SLICES, found) or ("", ""))[1]
 
 
 # ---- the gate ------------------------------------------------------------------------------

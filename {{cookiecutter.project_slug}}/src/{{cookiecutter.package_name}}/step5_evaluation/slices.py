@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from ..params import HIGHER_IS_BETTER, Slices
+from ..params import HIGHER_IS_BETTER, Input, Slices
 from ..step2_framing.contract import as_text
 from .metrics import Answers, measure
 
@@ -26,13 +26,13 @@ class Slice:
     judged: bool
 
 
-def measure_slices(settings: Slices, rows: pd.DataFrame, answers: Answers) -> list[Slice]:
+def measure_slices(settings: Slices, inputs: Sequence[Input], rows: pd.DataFrame, answers: Answers) -> list[Slice]:
     """The metric on every slice of the named columns; small slices, and those with one class, are shown but not judged."""
     whole = measure(settings.metric, answers)
     sign = 1 if HIGHER_IS_BETTER[settings.metric] else -1
-    found = []
+    found, kinds = [], {i.name: i.kind for i in inputs}
     for column in dict.fromkeys((*settings.columns, *settings.protected)):
-        for value, members in _groups(rows[column]):
+        for value, members in _groups(rows[column], kinds.get(column, "number")):
             metric = measure(settings.metric, answers.at(members))
             judged = len(members) >= settings.min_rows and not np.isnan(metric)
             found.append(Slice(column, value, len(members), metric, sign * (whole - metric) / max(abs(whole), 1e-12), judged))
@@ -54,9 +54,10 @@ def protected_gap(settings: Slices, slices: Sequence[Slice]) -> tuple[float, str
     return max(gaps, default=None)
 
 
-def _groups(column: pd.Series) -> Iterator[tuple[str, np.ndarray]]:
-    """Row positions by value; numbers and dates by quarter where there are many."""
-    if (pd.api.types.is_numeric_dtype(column) or pd.api.types.is_datetime64_any_dtype(column)) and column.nunique() > MANY:
+def _groups(column: pd.Series, kind: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Row positions by value; numbers and dates by quarter where there are many, but not a category whose codes are numbers."""
+    measured = pd.api.types.is_numeric_dtype(column) or pd.api.types.is_datetime64_any_dtype(column)
+    if kind in ("number", "date") and measured and column.nunique() > MANY:
         edges = np.unique(column.quantile([0.25, 0.5, 0.75]))
         quarter = np.where(column.isna(), -1, np.searchsorted(edges, column, side="left"))
         column = pd.Series([None if q < 0 else QUARTERS[q] for q in quarter])

@@ -85,7 +85,7 @@ def _measure(params: Params, trained: Trained, test: Part, answers: Answers, thr
             identical = bool(np.allclose(theirs.scores, answers.scores, rtol=0, atol=1e-9))
             champion = Champion(former, lead_over(theirs), identical)
     lift = lead_over(baselines[nearest])
-    return Measured(metrics, lift, nearest, measure_slices(evaluation.slices, test.rows, answers), champion, threshold)
+    return Measured(metrics, lift, nearest, measure_slices(evaluation.slices, framing.inputs, test.rows, answers), champion, threshold)
 
 
 def _result(framing: Framing, measured: Measured, trained: Trained, version: dict[str, str], checks: list[Check]) -> dict[str, Any]:
