@@ -10,14 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.model_selection import check_cv
 
-from {{ cookiecutter.package_name }}.params import Framing, Params, Split, Tune
+from {{ cookiecutter.package_name }}.params import HIGHER_IS_BETTER, METRICS_OF, Framing, Params, Split, Tune
 from {{ cookiecutter.package_name }}.step1_requirements.checks import StepFailed
 from {{ cookiecutter.package_name }}.step3_data.encode import columns_of, encode, encode_labels, number_names
 from {{ cookiecutter.package_name }}.step4_model.pipeline import Estimator, build_pipeline, frame_of, predict
 from {{ cookiecutter.package_name }}.step4_model.tracking import BACKEND, CHALLENGER, CHAMPION, Run, open_tracker
-from {{ cookiecutter.package_name }}.step4_model.train import Part, classes_in, data_version, fit, read, read_part
+from {{ cookiecutter.package_name }}.step4_model.train import Part, classes_in, data_version, fit, read, read_part, scorer_of
 from {{ cookiecutter.package_name }}.step4_model.tune import _folds, search, write_values
-from {{ cookiecutter.package_name }}.step5_evaluation.metrics import answers_of, bootstrap, lead, resample
+from {{ cookiecutter.package_name }}.step5_evaluation.metrics import answers_of, bootstrap, lead, measure, resample
 
 ROWS = 800
 
@@ -134,6 +134,19 @@ def test_rows_without_a_group_fall_together_in_the_folds(groups: list[Any], trai
     folds, given = _folds(params.framing.model_copy(update={"entity": "who"}), split, model, part)
     homes = [{k % 6 for k in test} for _, test in folds.split(groups, groups=given)]
     assert sum(5 in home for home in homes) == 1
+
+
+@pytest.mark.parametrize("metric", ["log_loss", "top2_accuracy"])
+def test_rows_that_lack_a_label_are_scored_too(metric: str, candidate: Path, train: Part, classes: list[str], params: Params) -> None:
+    if metric not in METRICS_OF[params.framing.task]:
+        pytest.skip(f"{metric} does not measure a {params.framing.task} task")
+    some = np.flatnonzero(train.labels != len(classes) - 1)[:ROWS]
+    frame, labels = train.frame.iloc[some], train.labels[some]
+    model = read(candidate / "model.joblib").model
+    sign = 1 if HIGHER_IS_BETTER[metric] else -1
+    expected = measure(metric, answers_of(params.framing.task, labels, predict(params.framing, model, frame), None))
+    score = scorer_of(params.framing.model_copy(update={"metric": metric}))(model, frame, labels)
+    assert score == pytest.approx(sign * expected, rel=1e-4)
 
 
 def test_what_is_written_into_params_keeps_its_comments(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from sklearn import metrics as sk
 
 from {{ cookiecutter.package_name }}.params import HIGHER_IS_BETTER, METRICS_OF, Experiment, Input, Params, Slices, Target, Threshold
 from {{ cookiecutter.package_name }}.step1_requirements.checks import StepFailed, load_verdict
+from {{ cookiecutter.package_name }}.step4_model.train import read, read_part
 from {{ cookiecutter.package_name }}.step5_evaluation.experiment import analyse, design, read_results
 from {{ cookiecutter.package_name }}.step5_evaluation.gate import Champion, Measured, gate
 from {{ cookiecutter.package_name }}.step5_evaluation.metrics import (
@@ -29,7 +31,7 @@ from {{ cookiecutter.package_name }}.step5_evaluation.metrics import (
     resample,
 )
 from {{ cookiecutter.package_name }}.step5_evaluation.slices import measure_slices, protected_gap, worst_drop
-from {{ cookiecutter.package_name }}.step5_evaluation.stage import run
+from {{ cookiecutter.package_name }}.step5_evaluation.stage import _answers_of_champion, run
 
 RNG = np.random.default_rng(0)
 LABELS, NOISE = RNG.integers(0, 2, 500), RNG.normal(size=500)
@@ -250,6 +252,20 @@ def test_a_model_is_not_tested_on_data_that_came_after_its_training(
     pq.write_table(pq.read_table(prepared / "train.parquet").slice(1), prepared / "train.parquet")
     with pytest.raises(StepFailed, match="trained on other data .* run `model` first"):
         run(params)
+
+
+def test_a_champion_whose_inputs_changed_their_kind_is_not_compared(candidate: Path, prepared: Path, params: Params, tmp_path: Path) -> None:
+    """The data holds texts now where the champion, its contract says, read numbers."""
+    trained, framing = read(candidate / "model.joblib"), params.framing
+    test = read_part(framing, prepared / "test.parquet", trained.classes)
+    texts = [n for n in test.rows.columns if test.rows[n].map(type).eq(str).any() and n not in (framing.target, framing.entity)]
+    if not texts:
+        pytest.skip("the table holds no texts")
+    theirs = framing.model_copy(update={"inputs": (Input(name=texts[0], kind="number"),)})
+    shutil.copy(candidate / "model.joblib", tmp_path)
+    (tmp_path / "framing.json").write_text(theirs.model_dump_json(by_alias=True), encoding="utf-8")
+    registry: Any = SimpleNamespace(fetch=lambda version, folder: tmp_path)
+    assert "was made for another contract" in str(_answers_of_champion(registry, "1", framing, test, trained.classes, None))
 
 
 def test_the_step_leaves_a_whole_report_whatever_the_verdict(evaluated: Path, params: Params) -> None:

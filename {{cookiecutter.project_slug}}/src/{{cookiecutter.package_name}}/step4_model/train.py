@@ -10,7 +10,7 @@ import joblib
 import pandas as pd
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from sklearn.metrics import get_scorer
+from sklearn.metrics import get_scorer, log_loss, make_scorer, top_k_accuracy_score
 from sklearn.pipeline import Pipeline
 
 from ..params import Framing, Model
@@ -25,6 +25,11 @@ SCORERS = {
     "f1_macro": "f1_macro", "top2_accuracy": "top_k_accuracy", "mae": "neg_mean_absolute_error", "rmse": "neg_root_mean_squared_error",
     "median_absolute_error": "neg_median_absolute_error", "mape": "neg_mean_absolute_percentage_error", "r2": "r2",
 }  # fmt: skip
+#: Those that must be told the labels, since the rows may lack one.
+OF_ALL_LABELS: dict[str, dict[str, Any]] = {
+    "log_loss": {"score_func": log_loss, "greater_is_better": False},
+    "top2_accuracy": {"score_func": top_k_accuracy_score},
+}
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,10 @@ def scorer_of(framing: Framing) -> Any:
     """
     if framing.metric not in SCORERS:
         raise StepFailed(f"framing.metric is {framing.metric}, which models cannot be ranked by; give one of {', '.join(SCORERS)}")
-    return get_scorer(SCORERS[framing.metric])
+    if framing.metric not in OF_ALL_LABELS:
+        return get_scorer(SCORERS[framing.metric])
+    how = {**OF_ALL_LABELS[framing.metric], "response_method": "predict_proba"}
+    return lambda pipeline, frame, labels: make_scorer(**how, labels=pipeline.classes_)(pipeline, frame, labels)
 
 
 def save(trained: Trained, path: Path) -> None:

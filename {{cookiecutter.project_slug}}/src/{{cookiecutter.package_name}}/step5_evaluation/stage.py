@@ -114,5 +114,8 @@ def _answers_of_champion(tracker: Tracker, version: str, framing: Framing, test:
         return f"was made for another contract ({', '.join(unlike) or theirs.target})"
     if trained.classes != classes:
         return f"knows other labels ({', '.join(trained.classes)})"
-    frame = read_part(theirs, PREPARED / "test.parquet", classes).frame
-    return answers_of(framing.task, test.labels, predict(framing, trained.model, frame), threshold)
+    try:
+        frame = read_part(theirs, PREPARED / "test.parquet", classes).frame
+        return answers_of(framing.task, test.labels, predict(framing, trained.model, frame), threshold)
+    except Exception as error:  # an input that changed its kind may hold anything
+        return f"was made for another contract ({error})"
