@@ -3,6 +3,7 @@
 import csv
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn import metrics as sk
 
-from {{ cookiecutter.package_name }}.params import HIGHER_IS_BETTER, METRICS_OF, Experiment, Input, Params, Slices, Target, Threshold
+from {{ cookiecutter.package_name }}.params import CANDIDATE, HIGHER_IS_BETTER, METRICS_OF, PREPARED, Experiment, Input, Params, Slices, Target, Threshold
 from {{ cookiecutter.package_name }}.step1_requirements.checks import StepFailed, load_verdict
 from {{ cookiecutter.package_name }}.step4_model.train import read, read_part
 from {{ cookiecutter.package_name }}.step5_evaluation.experiment import analyse, design, read_results
@@ -243,15 +244,33 @@ def test_a_challenger_must_beat_the_champion_beyond_noise(promote: str, champion
     assert failed(strict, replace(good, champion=champion)) == ["champion"] * closed
 
 
-def test_a_model_is_not_tested_on_data_that_came_after_its_training(
-    candidate: Path, prepared: Path, params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def aside(candidate: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy of what the step reads, to spoil and to judge without a trace."""
     for folder in (candidate, prepared):
         shutil.copytree(folder, tmp_path / folder)
     monkeypatch.chdir(tmp_path)
-    pq.write_table(pq.read_table(prepared / "train.parquet").slice(1), prepared / "train.parquet")
-    with pytest.raises(StepFailed, match="trained on other data .* run `model` first"):
+
+
+@pytest.mark.usefixtures("aside")
+def test_a_model_is_not_tested_on_data_that_came_after_its_training(params: Params) -> None:
+    pq.write_table(pq.read_table(PREPARED / "train.parquet").slice(1), PREPARED / "train.parquet")
+    with pytest.raises(StepFailed, match="run `model` first"):
         run(params)
+
+
+@pytest.mark.usefixtures("aside")
+def test_a_baseline_is_judged_at_its_own_threshold(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model adds nothing to a rule that decides as it does, though the rule's scores are ten times lower."""
+    if not params.evaluation.threshold:
+        pytest.skip("evaluation.threshold is not set, so each decides at 0.5")
+    trained = read(CANDIDATE / "model.joblib")
+    rule: Any = SimpleNamespace(predict_proba=lambda frame: trained.model.predict_proba(frame) / 10)
+    monkeypatch.setattr(f"{run.__module__}.read", lambda path: replace(trained, rule=rule))
+    with suppress(StepFailed):
+        run(params.model_copy(update={"framing": params.framing.model_copy(update={"metric": "balanced_accuracy"})}))
+    lift = next(c for c in load_verdict("evaluation") or [] if c.requirement == "lift_over_baseline")
+    assert lift.outcome == "fail"
 
 
 def test_a_champion_whose_inputs_changed_their_kind_is_not_compared(candidate: Path, prepared: Path, params: Params, tmp_path: Path) -> None:
@@ -265,7 +284,7 @@ def test_a_champion_whose_inputs_changed_their_kind_is_not_compared(candidate: P
     shutil.copy(candidate / "model.joblib", tmp_path)
     (tmp_path / "framing.json").write_text(theirs.model_dump_json(by_alias=True), encoding="utf-8")
     registry: Any = SimpleNamespace(fetch=lambda version, folder: tmp_path)
-    assert "was made for another contract" in str(_answers_of_champion(registry, "1", framing, test, trained.classes, None))
+    assert "was made for another contract" in str(_answers_of_champion(params, registry, "1", test.rows.columns, trained.classes))
 
 
 def test_the_step_leaves_a_whole_report_whatever_the_verdict(evaluated: Path, params: Params) -> None:

@@ -3,11 +3,13 @@
 import json
 import logging
 import tempfile
+from collections.abc import Collection
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sklearn.pipeline import Pipeline
 
 from ..params import CANDIDATE, HIGHER_IS_BETTER, METRICS, METRICS_OF, PREPARED, SCRATCH, Framing, Params
 from ..step1_requirements.checks import Check, StepFailed, raise_if_failed, save_report
@@ -38,13 +40,8 @@ def run(params: Params) -> None:
     if version["data"] != data_version(PREPARED):
         raise StepFailed(f"evaluation: {CANDIDATE} was trained on other data than {PREPARED} holds now, test rows among it maybe; run `model` first")
     log.info("evaluation: measuring on %s rows, with %s resamples", f"{len(test.labels):,}", evaluation.bootstrap)
-    threshold = None
-    if evaluation.threshold:
-        scores = predict(framing, trained.model, validation.frame)[:, 1]
-        most = [t.bound for t in params.requirements.guard_rails if t.metric == "false_positive_rate"]
-        threshold = choose_threshold(evaluation.threshold, validation.labels, scores, min(most, default=1.0))
-    answers = answers_of(framing.task, test.labels, predict(framing, trained.model, test.frame), threshold)
-    measured = _measure(params, trained, test, answers, threshold, version["version"])
+    answers, threshold = _answers(params, framing, trained.model, validation, test)
+    measured = _measure(params, trained, validation, test, answers, threshold, version["version"])
     connection = connect(params.data.memory_gb, SCRATCH)
     again = check_split(connection, framing, params.data.split, PREPARED)
     checks = [replace(c, check=f"{c.check}, before testing") for c in again] + gate(params.requirements, framing, evaluation, measured)
@@ -56,7 +53,17 @@ def run(params: Params) -> None:
     raise_if_failed("evaluation", checks)
 
 
-def _measure(params: Params, trained: Trained, test: Part, answers: Answers, threshold: float | None, version: str) -> Measured:
+def _answers(params: Params, framing: Framing, pipeline: Pipeline, validation: Part, test: Part) -> tuple[Answers, float | None]:
+    """What a pipeline says about the test rows at its own threshold, which its validation scores choose: another's would misjudge it."""
+    threshold = None
+    if params.evaluation.threshold:
+        scores = predict(framing, pipeline, validation.frame)[:, 1]
+        most = [t.bound for t in params.requirements.guard_rails if t.metric == "false_positive_rate"]
+        threshold = choose_threshold(params.evaluation.threshold, validation.labels, scores, min(most, default=1.0))
+    return answers_of(framing.task, test.labels, predict(framing, pipeline, test.frame), threshold), threshold
+
+
+def _measure(params: Params, trained: Trained, validation: Part, test: Part, answers: Answers, threshold: float | None, version: str) -> Measured:
     """Everything the gate looks at; intervals for what requirements name, values for the rest."""
     framing, evaluation = params.framing, params.evaluation
     resamples = resample(len(test.labels), evaluation.bootstrap, params.model.seed)
@@ -65,9 +72,7 @@ def _measure(params: Params, trained: Trained, test: Part, answers: Answers, thr
     metrics = {m: interval(measure(m, answers), s, evaluation.confidence) for m, s in samples.items()}
     for metric in METRICS_OF[framing.task]:
         metrics.setdefault(metric, Estimate(measure(metric, answers)))
-    baselines = {
-        name: answers_of(framing.task, test.labels, predict(framing, getattr(trained, name), test.frame), threshold) for name in ("rule", "trivial")
-    }
+    baselines = {name: _answers(params, framing, getattr(trained, name), validation, test)[0] for name in ("rule", "trivial")}
     sign = 1 if HIGHER_IS_BETTER[framing.metric] else -1
     nearest = max(baselines, key=lambda name: sign * measure(framing.metric, baselines[name]))
 
@@ -78,7 +83,7 @@ def _measure(params: Params, trained: Trained, test: Part, answers: Answers, thr
     former = tracker.version_of(CHAMPION)
     champion = Champion(former, itself=former == version)
     if former not in (None, version):
-        theirs = _answers_of_champion(tracker, str(former), framing, test, trained.classes, threshold)
+        theirs = _answers_of_champion(params, tracker, str(former), test.rows.columns, trained.classes)
         if isinstance(theirs, str):
             champion = Champion(former, why_not=f"champion {former} {theirs}")
         else:
@@ -100,7 +105,7 @@ def _result(framing: Framing, measured: Measured, trained: Trained, version: dic
     }
 
 
-def _answers_of_champion(tracker: Tracker, version: str, framing: Framing, test: Part, classes: list[str], threshold: float | None) -> Answers | str:
+def _answers_of_champion(params: Params, tracker: Tracker, version: str, columns: Collection[str], classes: list[str]) -> Answers | str:
     """What the registry's champion says about the same test rows; a text where it cannot be compared, and why."""
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -109,13 +114,13 @@ def _answers_of_champion(tracker: Tracker, version: str, framing: Framing, test:
             trained = read(files / "model.joblib")
         except Exception as error:  # an old champion may fail to load in any way
             return f"cannot be loaded here ({error})"
-    unlike = [i.name for i in theirs.inputs if i.name not in test.rows.columns]
-    if unlike or (theirs.task, theirs.target) != (framing.task, framing.target):
+    unlike = [i.name for i in theirs.inputs if i.name not in columns]
+    if unlike or (theirs.task, theirs.target) != (params.framing.task, params.framing.target):
         return f"was made for another contract ({', '.join(unlike) or theirs.target})"
     if trained.classes != classes:
         return f"knows other labels ({', '.join(trained.classes)})"
     try:
-        frame = read_part(theirs, PREPARED / "test.parquet", classes).frame
-        return answers_of(framing.task, test.labels, predict(framing, trained.model, frame), threshold)
+        validation, test = (read_part(theirs, PREPARED / f"{part}.parquet", classes) for part in ("validation", "test"))
+        return _answers(params, theirs, trained.model, validation, test)[0]
     except Exception as error:  # an input that changed its kind may hold anything
         return f"was made for another contract ({error})"
