@@ -1,7 +1,9 @@
 """Step 3: rows keep the contract, features never read ahead, parts of the split share nothing, one transform for all."""
 
 import math
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,10 @@ import pytest
 
 from {{ cookiecutter.package_name }}.params import SCRATCH, Framing, Input, Params, Split
 from {{ cookiecutter.package_name }}.step1_requirements.checks import StepFailed, load_verdict
-from {{ cookiecutter.package_name }}.step2_framing.contract import inputs_of
+from {{ cookiecutter.package_name }}.step2_framing.contract import as_text, inputs_of
 from {{ cookiecutter.package_name }}.step3_data.encode import classes_of, columns_of, columns_read, encode, encode_labels, number_names
 from {{ cookiecutter.package_name }}.step3_data.features import QUERY, as_known_at, build, check_point_in_time, materialize
-from {{ cookiecutter.package_name }}.step3_data.source import connect, name, open_events
+from {{ cookiecutter.package_name }}.step3_data.source import connect, in_sql, name, open_events
 from {{ cookiecutter.package_name }}.step3_data.split import PARTS, assign, check_split
 from {{ cookiecutter.package_name }}.step3_data.validation import check_alone, check_rows, scores_alone
 from {{ cookiecutter.package_name }}.step6_deployment.predictor import OnlineTable
@@ -74,11 +76,11 @@ def test_online_features_equal_offline_features_at_the_same_moment(
 ) -> None:
     """What the API would have looked up just before an event is what training learned from, for busy entities late in the data."""
     entity, time, columns = name(framing.entity or ""), name(framing.time or ""), ", ".join(f"features.{name(h)}" for h in history)
-    rows = store.execute(f"SELECT {entity}::VARCHAR, {time}, {columns} FROM events JOIN features USING (row_id) WHERE {entity} IS NOT NULL "
+    rows = store.execute(f"SELECT {entity}, {time}, {columns} FROM events JOIN features USING (row_id) WHERE {entity} IS NOT NULL "
                          f"QUALIFY count(*) OVER (PARTITION BY {entity}) > 1 ORDER BY {time} DESC, row_id LIMIT 4").fetchall()  # fmt: skip
     for who, when, *offline in rows:
         materialize(store, framing, QUERY.read_text(encoding="utf-8"), delay, tmp_path / "online.sqlite", when)
-        online = OnlineTable(tmp_path / "online.sqlite").features(who)
+        online = OnlineTable(tmp_path / "online.sqlite").features(as_text(who))
         assert all(map(same, offline, (online[h] for h in history))), (who, offline, online)
 
 
@@ -89,6 +91,20 @@ def test_an_unknown_entity_has_the_features_of_no_history(store: Store, framing:
     materialize(store, framing, QUERY.read_text(encoding="utf-8"), delay, tmp_path / "online.sqlite", when)
     unknown = OnlineTable(tmp_path / "online.sqlite").features("nobody has this name")
     assert all(map(same, first, (unknown[h] for h in history))), (first, unknown)
+
+
+@pytest.mark.parametrize(("ids", "known"), [((7.0, 8.5), ["", "7", "8.5"]), (("", "x"), ["", "x"])], ids=["numbers with gaps", "an empty id"])
+def test_the_online_table_calls_an_entity_what_requests_call_it(
+    ids: tuple[Any, Any], known: list[str], params: Params, framing: Framing, raw: Path, history: list[str], tmp_path: Path
+) -> None:
+    table, entity = pq.read_table(raw), framing.entity or ""
+    changed = table.set_column(table.column_names.index(entity), entity, pa.array([ids[row % 2] for row in range(table.num_rows)]))
+    pq.write_table(changed, tmp_path / "raw.parquet")
+    with connect(params.data.memory_gb, SCRATCH) as connection:
+        open_events(connection, params.data.model_copy(update={"raw": str(tmp_path / "raw.parquet")}), framing)
+        materialize(connection, in_sql(framing), QUERY.read_text(encoding="utf-8"), tmp_path / "online.sqlite")
+    with closing(sqlite3.connect(tmp_path / "online.sqlite")) as online:
+        assert [row[0] for row in online.execute("SELECT entity FROM online ORDER BY entity")] == known
 
 
 def same(offline: Any, online: Any) -> bool:

@@ -130,12 +130,16 @@ def materialize(
     columns = [i.name for i in inputs_of(framing, "history")]
     with as_known_at(connection, framing, as_of, label_delay_days):
         now = f"{text(as_of)}::TIMESTAMP AS {time}"
-        known = f"SELECT min(row_id) AS row_id, {entity}, {now} FROM events WHERE {entity} IS NOT NULL GROUP BY {entity}"
+        who = f"{entity} IS NOT NULL AND {entity}::VARCHAR <> ''"
+        known = f"SELECT min(row_id) AS row_id, {entity}, {now} FROM events WHERE {who} GROUP BY {entity}"
         connection.execute(f"CREATE OR REPLACE TABLE entities AS {known} UNION ALL SELECT -1, NULL, {now}")
         connection.execute("CREATE OR REPLACE VIEW moments AS SELECT * FROM entities")
         run_query(connection, query, "online")
         chosen = ", ".join(f"online.{name(c)}" for c in columns)
-        rows = connection.execute(f"SELECT coalesce(entities.{entity}::VARCHAR, ''), {chosen} FROM online JOIN entities USING (row_id)")
+        broken = f"typeof({entity}) SIMILAR TO 'FLOAT|DOUBLE|DECIMAL.*'"  # 42.0, which a request calls 42
+        key = f"CASE WHEN {broken} THEN regexp_replace({entity}::VARCHAR, '[.]0+$', '') ELSE {entity}::VARCHAR END"
+        named = f"(SELECT row_id, {key} AS key FROM entities) AS named"
+        rows = connection.execute(f"SELECT coalesce(named.key, ''), {chosen} FROM online JOIN {named} USING (row_id)")
         return _write_online(path, columns, rows, str(as_of)) - 1
 
 
