@@ -321,6 +321,12 @@ def test_a_broken_results_file_is_refused_with_its_line(tmp_path: Path) -> None:
         analyse(PLAN, read_results(results(tmp_path, [("champion", 1), ("control", 2)])), "higher")
 
 
+@pytest.mark.parametrize("kpi", ["nan", "inf", "many"])
+def test_a_result_that_is_no_number_is_refused(kpi: str, tmp_path: Path) -> None:
+    with pytest.raises(StepFailed, match=kpi):
+        read_results(results(tmp_path, [("champion", 1), ("challenger", kpi)]))
+
+
 def results(folder: Path, rows: list[tuple[str, Any]]) -> Path:
     """A results file."""
     with (folder / "results.csv").open("w", newline="", encoding="utf-8") as file:

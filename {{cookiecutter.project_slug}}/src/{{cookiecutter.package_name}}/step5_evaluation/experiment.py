@@ -79,7 +79,7 @@ def read_results(path: Path) -> dict[str, list[float]]:
     """Read a CSV with the columns arm (champion or challenger) and kpi, one row per unit.
 
     Raises:
-        StepFailed: when the file lacks a column or holds another arm.
+        StepFailed: when the file lacks a column or holds another arm or a KPI that is no number.
     """
     values: dict[str, list[float]] = {arm: [] for arm in ARMS}
     try:
@@ -87,7 +87,9 @@ def read_results(path: Path) -> dict[str, list[float]]:
             for line, row in enumerate(csv.DictReader(file), start=2):
                 if row["arm"] not in values:
                     raise StepFailed(f"{path} line {line}: arm is {row['arm']!r}; it must be champion or challenger")
-                values[row["arm"]].append(float(row["kpi"]))
+                if not math.isfinite(kpi := float(row["kpi"])):
+                    raise StepFailed(f"{path} line {line}: kpi is {row['kpi']!r}, which is no number; mend it, or leave the row out")
+                values[row["arm"]].append(kpi)
     except (OSError, KeyError, ValueError, TypeError) as error:
         raise StepFailed(f"{path}: {error}; give a CSV with the columns arm and kpi, one row per unit") from None
     return values
