@@ -257,6 +257,19 @@ def test_every_kind_of_file_gives_the_same_contract(fresh: adopting.Project, tmp
     assert all(c == contracts[0] for c in contracts), contracts
 
 
+@pytest.mark.parametrize("first", [7, 1234567890123456789, 2**63 + 1])
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_people_whose_ids_are_long_stay_apart(ending: str, first: int, fresh: adopting.Project, tmp_path: Path) -> None:
+    rows = with_columns(noise(), customer_id=lambda i, _: first + i % 50)
+    file = write_csv(tmp_path / "t.csv", rows)
+    if ending == "parquet":
+        kinds = {"customer_id": pa.uint64()}
+        pq.write_table(pa.table({n: pa.array([r[n] for r in rows], kinds.get(n)) for n in rows[0]}), file := tmp_path / "t.parquet")
+    assert fresh.adopt(str(file), "--target", "y", "--entity", "customer_id").code == 0
+    written = pq.read_table(fresh.params.load().data.raw).column("customer_id").to_pylist()
+    assert list(map(str, written)) == [str(r["customer_id"]) for r in rows]
+
+
 def test_numbers_and_dates_of_other_countries(fresh: adopting.Project, tmp_path: Path) -> None:
     rows = with_columns(
         noise(), price=lambda i, _: f"1.{i:03},5", on=lambda i, _: f"{i % 28 + 1}.{i % 12 + 1}.2024 10:30", code=lambda i, _: f"{i % 30:03}",

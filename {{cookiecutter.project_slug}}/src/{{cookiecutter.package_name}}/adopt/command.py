@@ -21,7 +21,7 @@ from ..step2_framing.contract import as_text
 from ..step3_data.features import QUERY
 from ..step3_data.source import connect, write_query
 from ..step3_data.table import Table, open_table
-from .infer import Asked, Contract, infer, plain_time, resolve
+from .infer import Asked, Contract, infer, plain_entity, plain_time, resolve
 from .measure import Measured, best_kind, measure
 from .profile import Column, per_column, profile
 from .write import Document, change, features_sql, least_per_leaf, metric_of, split_by
@@ -29,6 +29,7 @@ from .write import Document, change, features_sql, least_per_leaf, metric_of, sp
 log = logging.getLogger(__name__)
 SUSPICIOUS = {"binary": 0.9, "multiclass": 0.9, "regression": 0.8}  # score of one column alone that is worth a question
 ALIKE = 8  # findings of one sort that get a line each
+EXACT = 2**53  # from here on, a double skips whole numbers
 MEMORY_GB = 1.0  # of DuckDB
 NO_FEATURES = "SELECT row_id FROM moments"
 
@@ -48,7 +49,10 @@ def adopt(path: Path, asked: Asked, *, day_first: bool = False, encoding: str = 
         table = open_table(connection, path, folder, encoding)
         asked = resolve(asked, table.names)
         log.info("adopt: finding out what its %s columns are", len(table.names))
-        table, columns = profile(connection, table, asked.target, day_first, folder)
+        source, (table, columns) = table, profile(connection, table, asked.target, day_first, folder)
+        who = asked.entity or plain_entity(columns, asked)
+        if any(c.name == who and c.kind == "number" and (c.high or 0) >= EXACT for c in columns):  # a number would make one of several
+            table, columns = profile(connection, source, asked.target, day_first, folder, who)
         contract = infer(columns, asked, *_relations(connection, table, columns, asked))
         contract.keeps_history = not demo and _statements(sql) != NO_FEATURES
         log.info("adopt: writing %s rows as Parquet, then trying models on some of them", f"{columns[0].rows:,}")
@@ -102,7 +106,7 @@ def _write_raw(connection: duckdb.DuckDBPyConnection, table: Table, columns: Seq
     """All columns with their own names and kinds, all rows that have an event time; whole numbers as integers, others that are labels as text."""
     chosen = []
     for c in columns:
-        whole = c.kind == "number" and c.whole and max(abs(c.low), abs(c.high)) < 2**53
+        whole = c.kind == "number" and c.whole and max(abs(c.low), abs(c.high)) < EXACT
         label = c.kind == "number" and contract.counts and c.name == contract.target.name
         chosen.append(f"({c.sql})::BIGINT" if whole else f"regexp_replace(({c.sql})::VARCHAR, '[.]0$', '')" if label else c.sql)
     where = "".join(f" WHERE {c.sql} IS NOT NULL" for c in columns if c.name == contract.time)

@@ -72,7 +72,7 @@ def infer(columns: Sequence[Column], asked: Asked, gone: Mapping[str, tuple[floa
         StepFailed: when the target cannot be predicted, or no column is left to predict it from.
     """
     target = next(c for c in columns if c.name == asked.target)
-    contract = Contract(*_task(target, asked), time=plain_time(columns, asked), entity=asked.entity or _plain_entity(columns, asked))
+    contract = Contract(*_task(target, asked), time=plain_time(columns, asked), entity=asked.entity or plain_entity(columns, asked))
     _say_target(contract)
     _say_keys(contract, columns)
     after = _known_afterwards(columns, target, gone, later)
@@ -133,7 +133,7 @@ def plain_time(columns: Sequence[Column], asked: Asked) -> str | None:
     return asked.time or (plain[0] if len(plain) == 1 else None)
 
 
-def _plain_entity(columns: Sequence[Column], asked: Asked) -> str | None:
+def plain_entity(columns: Sequence[Column], asked: Asked) -> str | None:
     """The only column that is called like somebody's id and repeats."""
     free = [c for c in columns if c.name not in (asked.target, *asked.drop, *asked.keep) and not c.missing and c.kind != "date"]
     ids = [c.name for c in free if re.fullmatch(ACTOR, c.name, re.IGNORECASE) and c.distinct >= LEAST_ROWS and c.present >= 2 * c.distinct]

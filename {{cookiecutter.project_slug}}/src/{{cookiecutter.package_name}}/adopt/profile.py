@@ -48,14 +48,19 @@ class Column:
         return 1 - self.present / max(1, self.rows)
 
 
-def profile(connection: duckdb.DuckDBPyConnection, table: Table, target: str, day_first: bool, folder: Path) -> tuple[Table, list[Column]]:
+def profile(
+    connection: duckdb.DuckDBPyConnection, table: Table, target: str, day_first: bool, folder: Path, code: str | None = None
+) -> tuple[Table, list[Column]]:
     """Every column's kind and figures, and the table that gives their values; texts are parsed into `folder` once, and not for every figure.
 
-    A target that is NA is missing; other columns may mean something by it, Namibia for one.
+    A target that is NA is missing; other columns may mean something by it, Namibia for one. The column `code` is read as text, digit by digit.
     """
     kinds = _kinds(connection, table, day_first)
     columns = [f"c{i}" for i in range(len(table.names))]
     found = [value(c, kind, style, t) for c, (kind, style, *_), t in zip(columns, kinds, table.types, strict=True)]
+    if code:
+        place = table.names.index(code)
+        kinds[place], found[place] = ("text", "", False, ""), value(f"{columns[place]}::VARCHAR", "text")
     place = table.names.index(target)
     if kinds[place][0] == "text":
         found[place] = f"CASE WHEN trim({columns[place]}::VARCHAR) NOT IN ({', '.join(map(text, NO_LABEL))}) THEN {found[place]} END"
