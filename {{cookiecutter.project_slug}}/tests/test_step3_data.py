@@ -102,7 +102,7 @@ def test_the_online_table_calls_an_entity_what_requests_call_it(
     pq.write_table(changed, tmp_path / "raw.parquet")
     with connect(params.data.memory_gb, SCRATCH) as connection:
         open_events(connection, params.data.model_copy(update={"raw": str(tmp_path / "raw.parquet")}), framing)
-        materialize(connection, in_sql(framing), QUERY.read_text(encoding="utf-8"), tmp_path / "online.sqlite")
+        materialize(connection, in_sql(framing), QUERY.read_text(encoding="utf-8"), 0, tmp_path / "online.sqlite")
     with closing(sqlite3.connect(tmp_path / "online.sqlite")) as online:
         assert [row[0] for row in online.execute("SELECT entity FROM online ORDER BY entity")] == known
 
