@@ -47,6 +47,7 @@ GATES = {
     "rules": ("framing", "ml_or_rules"),
     "contract": ("data", "data_contract data"),
     "leak": ("data", "no_leak"),
+    "trained": ("evaluation", "evaluation"),
     "split": ("evaluation", "no_leak"),
     "quality": ("evaluation", "quality"),
     "guards": ("evaluation", "guard_rails"),
@@ -156,6 +157,11 @@ def a_model_worse_than_rules(project: Path) -> None:
     set_params(project, model__boosting__max_iter=1, model__boosting__max_leaf_nodes=2)
 
 
+def other_shares(project: Path) -> None:
+    """Rows that the model learned from are tested on now."""
+    set_params(project, data__split={"by": "time", "train": 0.2, "validation": 0.2})
+
+
 def nothing(_: Path) -> None:
     """Training again on the same data."""
 
@@ -263,7 +269,10 @@ OF_A_BAD_MODEL = frozenset({"quality", "guards", "lift", "slice", "groups", "cha
 FAULTS = {
     "a column that leaks the target": Fault(a_column_that_leaks, ("data",), "leak", ("no_leak", "'case_code'")),
     "shuffled labels": Fault(shuffled_labels, ("data", "model", "evaluation"), "lift", ("lift_over_baseline", "quality.recall"), OF_A_BAD_MODEL),
-    "test rows in the training set": Fault(rows_of_the_test_part, ("evaluation",), "split", ("no_leak: rows in two parts of the split",)),
+    "test rows in the training set": Fault(
+        rows_of_the_test_part, ("model", "evaluation"), "split", ("no_leak: rows in two parts of the split",), frozenset({"champion"})
+    ),
+    "data prepared anew and no model of it": Fault(other_shares, ("data", "evaluation"), "trained", ("was trained on other data", "run `model`")),
     "history that counts the present": Fault(history_with_the_present, ("data",), "leak", ("no_leak", "features.sql reads ahead")),
     "history that counts the future": Fault(
         history_with_the_future, ("data",), "leak", ("no_leak", "features.sql reads ahead"), frozenset({"contract"})
@@ -271,9 +280,11 @@ FAULTS = {
     "labels used before they arrived": Fault(labels_before_they_arrive, ("data",), "leak", ("no_leak", "features.sql reads ahead")),
     "a model worse than the baseline": Fault(a_model_worse_than_rules, ("model", "evaluation"), "lift", ("lift_over_baseline",), OF_A_BAD_MODEL),
     "a model identical to the champion": Fault(nothing, ("model", "evaluation"), "champion", ("identical predictions", "Champion 1 stays")),
-    "one slice collapsing": Fault(misjudged(country="neighbour"), ("evaluation",), "slice", ("worst_slice", "country = neighbour")),
+    "one slice collapsing": Fault(
+        misjudged(country="neighbour"), ("model", "evaluation"), "slice", ("worst_slice", "country = neighbour"), frozenset({"champion"})
+    ),
     "a protected group treated worse": Fault(
-        misjudged(age_band="66+", channel="online"), ("evaluation",), "groups", ("protected_gap", "66+ against")
+        misjudged(age_band="66+", channel="online"), ("model", "evaluation"), "groups", ("protected_gap", "66+ against"), frozenset({"champion"})
     ),
     "a requirement made stricter": Fault(a_stricter_requirement, ("evaluation",), "quality", ("quality.average_precision", "at least 0.99")),
     "a missing column": Fault(a_missing_column, ("data",), "contract", ("no column 'channel'",)),

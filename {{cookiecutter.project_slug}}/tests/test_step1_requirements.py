@@ -43,9 +43,9 @@ CONTRADICTIONS: dict[str, tuple[Change, str, str]] = {
     "a metric of another task": (
         lambda p: {"evaluation.slices.metric": "accuracy" if p.framing.task == "regression" else "mae"}, "metric", "does not measure"),
     "a slice by what is no input": (lambda p: {"evaluation.slices.columns": ["nowhere"]}, "slices", "not an input"),
-    "history of nobody": (lambda p: {"framing.inputs.0.from": "history", "framing.entity": None}, "framing", "but entity names no column"),
+    "history of nobody": (lambda p: {"framing.inputs.0.from": "history", "framing.entity": None}, "framing", "names no column; name it"),
     "history without a time": (
-        lambda p: {"framing.inputs.0.from": "history", "framing.time": None, "framing.label_time": None}, "framing", "but time names no column"),
+        lambda p: {"framing.inputs.0.from": "history", "framing.time": None, "framing.label_time": None}, "framing", "names no column; name it"),
     "a moment that is none": (lambda p: {"data.since": "yesterday"}, "since", "Invalid isoformat"),
     "raw data where DVC does not look": (lambda p: {"data.raw": "events.parquet"}, "data", "put it into"),
 }  # fmt: skip

@@ -124,38 +124,32 @@ class Away(Exception):
     """The registry does not answer: with a good challenger, this is how far the step comes."""
 
 
-def run_until_the_registry(params: Params, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> None:
-    """The step with a short load test that nothing is asked of, other settings of params.deployment, and a registry that is away."""
+def test_the_gate_asks_about_the_new_bundle_alone_and_replaces_nothing_before_the_registry_knows(
+    bundle: Path, params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a canary nor small limits close it, a sample is asked at a time. A bundle that the registry does not call champion would be
+    compared with the wrong one, and the former one would be lost."""
 
     def away() -> None:
         raise Away
 
-    short = params.deployment.load_test.model_copy(update={"seconds": 0.3, "sweep_seconds": 0.3})
-    monkeypatch.setattr(f"{_judge.__module__}.open_tracker", away)
-    monkeypatch.setattr(f"{_judge.__module__}._judge", lambda *_: [])
-    with pytest.raises(Away):
-        run(params.model_copy(update={"deployment": params.deployment.model_copy(update={"load_test": short, **settings})}))
-
-
-def test_a_registry_that_is_away_stops_the_step_before_anything_is_replaced(bundle: Path, params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A new bundle in service that the registry does not call champion would be compared with the wrong one."""
-    before = {file.name: (file.stat().st_ino, file.read_bytes()) for file in bundle.iterdir()}
-    run_until_the_registry(params, monkeypatch)
-    assert {file.name: (file.stat().st_ino, file.read_bytes()) for file in bundle.iterdir()} == before
-    with pytest.raises(Away):
-        _crown("another")
-    assert not FORMER.exists()  # what it held would be lost, and rollback would put the champion in its own place
-
-
-def test_neither_a_canary_nor_small_limits_close_the_gate(bundle: Path, params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The gate asks about the new bundle alone, a sample at a time."""
     content = {k: v for k, v in open_bundle(bundle).items() if k not in ("samples", "sample_scores")}
     challenger = Path(shutil.copytree(bundle, tmp_path / "challenger"))
     shutil.copy(challenger / FALLBACK, challenger / MODEL)
     seal(challenger, content | {"version": content["version"] | {"version": "challenger"}})
     monkeypatch.setenv("PARAMS__DEPLOYMENT__CANARY", json.dumps({"bundle": str(challenger), "share": 0.9, "mode": "canary"}))
     monkeypatch.setenv("PARAMS__DEPLOYMENT__LIMITS__RECORDS", "3")
-    run_until_the_registry(params, monkeypatch, parity=params.deployment.parity.model_copy(update={"rows": 7}))
+    for name, instead in (("open_tracker", away), *((n, lambda *_: Load(1, 1, (1.0,), 0)) for n in ("constant_rate", "closed_loop"))):
+        monkeypatch.setattr(f"{run.__module__}.{name}", instead)
+    before = {file.name: (file.stat().st_ino, file.read_bytes()) for file in bundle.iterdir()}
+    few = params.deployment.model_copy(update={"parity": params.deployment.parity.model_copy(update={"rows": 7})})
+    generous = params.requirements.model_copy(update={"throughput_per_second": 1e-9, "cost_per_prediction_usd": 1e9})
+    with pytest.raises(Away):
+        run(params.model_copy(update={"deployment": few, "requirements": generous}))
+    assert {file.name: (file.stat().st_ino, file.read_bytes()) for file in bundle.iterdir()} == before
+    with pytest.raises(Away):
+        _crown("another")
+    assert not FORMER.exists()
 
 
 def test_an_export_that_answers_otherwise_is_caught(params: Params) -> None:
