@@ -193,10 +193,9 @@ def test_tracking_keeps_runs_versions_and_aliases_apart(candidate: Path, tmp_pat
         assert (tracker.fetch(version, target) / "größe.txt").read_text(encoding="utf-8") == content
 
 
-def test_a_registry_that_is_away_is_not_one_without_a_champion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_registry_that_is_away_is_not_one_without_a_champion(candidate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if BACKEND != "mlflow":
         pytest.skip("the registry is a folder, which is never away")
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     tracker: Any = open_tracker()
     tracker.client = type(tracker.client)(registry_uri="http://127.0.0.1:9")

@@ -267,6 +267,7 @@ def test_a_baseline_is_judged_at_its_own_threshold(params: Params, monkeypatch: 
     trained = read(CANDIDATE / "model.joblib")
     rule: Any = SimpleNamespace(predict_proba=lambda frame: trained.model.predict_proba(frame) / 10)
     monkeypatch.setattr(f"{run.__module__}.read", lambda path: replace(trained, rule=rule))
+    monkeypatch.setattr(f"{run.__module__}.evaluation_page", lambda *_: "")
     with suppress(StepFailed):
         run(params.model_copy(update={"framing": params.framing.model_copy(update={"metric": "balanced_accuracy"})}))
     lift = next(c for c in load_verdict("evaluation") or [] if c.requirement == "lift_over_baseline")

@@ -24,6 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from {{ cookiecutter.package_name }}.params import FORMER, ONLINE, Canary, Framing, Limits, Params
 from {{ cookiecutter.package_name }}.step1_requirements.checks import StepFailed, load_verdict
+from {{ cookiecutter.package_name }}.step2_framing.contract import label_text
 from {{ cookiecutter.package_name }}.step3_data.encode import columns_of, columns_read, encode, encode_labels
 from {{ cookiecutter.package_name }}.step4_model.pipeline import frame_of, predict
 from {{ cookiecutter.package_name }}.step4_model.tracking import CHALLENGER, CHAMPION, open_tracker
@@ -575,7 +576,7 @@ def test_every_answer_and_every_label_is_in_the_log_at_the_end(bundle: Path, par
         assert service.ask("POST", "/v1/feedback", json=labels).json() == {"accepted": 5}
         assert service.metric("predictions_total") == len(ids)
     assert sorted(row[0] for row in logged(tmp_path / "log.sqlite")) == sorted(ids)
-    assert [(row[0], row[2]) for row in logged(tmp_path / "log.sqlite", "labels")] == [(i, "true") for i in ids[:5]]
+    assert [(row[0], row[2]) for row in logged(tmp_path / "log.sqlite", "labels")] == [(i, label_text(params.framing, True)) for i in ids[:5]]
 
 
 def test_a_log_that_cannot_be_written_is_loud_and_stops_no_answer(bundle: Path, params: Params, manifest: Any, tmp_path: Path, caplog: Any) -> None:
