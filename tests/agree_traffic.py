@@ -58,13 +58,6 @@ def services(folder: Path) -> dict[str, Any]:
     return {name: service for compose in composed for name, service in compose["services"].items()}
 
 
-def configs_can_be_written(folder: Path) -> list[str]:
-    """Compose writes configs that have their content in place into the container, which may then not be read-only (docker/compose issue 12031)."""
-    return [
-        f"{name} is read-only, but Compose writes configs into it" for name, s in services(folder).items() if s.get("configs") and s.get("read_only")
-    ]
-
-
 def built(folder: Path, name: str) -> bool:
     return "build" in services(folder)[name]
 

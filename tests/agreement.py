@@ -8,7 +8,7 @@ from pathlib import Path
 from agree_commands import stages_agree, targets_exist, verbs_exist
 from agree_imports import imports_are_declared, imports_resolve, nothing_declared_is_unused, serving_needs_only_its_own
 from agree_paths import links_are_alive, paths_exist
-from agree_traffic import configs_can_be_written, metrics_agree, ports_agree
+from agree_traffic import metrics_agree, ports_agree
 from languages import run
 
 Check = Callable[[Path], list[str]]
@@ -37,5 +37,4 @@ CHECKS: tuple[Check, ...] = (
     links_are_alive,
     ports_agree,
     metrics_agree,
-    configs_can_be_written,
 )

@@ -147,3 +147,11 @@ def test_alertmanager_holds_back_only_alerts_that_there_are(project: Path) -> No
     for matcher in [m for rule in inhibitions for m in (*rule["source_matchers"], *rule["target_matchers"])]:
         for name in re.findall(r'"(.+)"', matcher)[0].split("|"):
             assert any(re.fullmatch(name, alert) for alert in known), matcher
+
+
+@pytest.mark.skipif("compose" not in OPTIONS["deployment"], reason="deployment has no choice compose here")
+def test_compose_writes_configs_only_where_it_can(bake: Callable[..., Path]) -> None:
+    """Into a read-only container it writes no config that has its content in place: docker/compose issue 12031."""
+    services = yaml.safe_load((bake(deployment="compose") / "deploy/compose/compose.yaml").read_text(encoding="utf-8"))["services"]
+    with_configs = {name: service.get("read_only", False) for name, service in services.items() if service.get("configs")}
+    assert with_configs == {"grafana": False}
